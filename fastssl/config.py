@@ -1,0 +1,206 @@
+"""Configuration: frozen dataclasses whose every field carries a sentence, and the layers that fill them.
+
+A run's configuration has four sections: `method`, `model`, `data`, `train`. Values come from layers, each over the one before:
+defaults < preset < file < flags. Keys are dotted (`train.lr`); an unknown one is an error that names the nearest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from .pipelines.errors import ConfigError, unknown
+
+
+def option(default: Any, help: str, *, choices: tuple[str, ...] = (), source: str = "") -> Any:
+    """A configuration field: its default, one sentence of meaning (with unit), the allowed values, and its source."""
+    return field(default=default, metadata={"help": help, "choices": choices, "source": source})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = option("glyph_clip", "network: glyph_clip, wrn-28-2 or wrn-28-8")
+    weights: str | None = option(None, "safetensors file, 'random', or nothing for the network's own weights")
+    tune: str = option("full", "which weights train: all, a linear head, or deep visual prompts", choices=("full", "linear", "vpt_deep"))
+    prompts: int = option(50, "prompt vectors before each block (vpt_deep)", source="FineSSL code: 50")
+    head: str = option("linear", "classifier: plain linear, or cosine with a learnable scale", choices=("linear", "cosine"))
+    head_init: str = option(
+        "random",
+        "start of a head's weight: random unit rows, or the text tower's features of the class names",
+        choices=("random", "text"),
+    )
+    batchnorm_momentum: float = option(
+        0.001, "share of a new batch in batch-norm's running statistics; short runs need more", source="FixMatch: 0.001"
+    )
+    head_scale: float = option(1 / 0.07, "start of a cosine head's learnable scale", source="FineSSL code: 1/0.07")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    name: str = option("digits", "built-in set (digits) or a folder of images")
+    labels: str | None = option(None, "labels.csv with columns path,label; images that it does not name are unlabelled")
+    test: str | None = option(None, "test images: a folder with a sub-folder a class, or a CSV with columns path,label")
+    labels_per_class: int | None = option(None, "labelled images of each class")
+    label_fraction: float | None = option(None, "share of each class that is labelled, in (0, 1]")
+    labels_total: int | None = option(None, "labelled images in all")
+    sampling: str = option("balanced", "how labels_total is drawn", choices=("balanced", "uniform"))
+    split: str | None = option(None, "split.csv that says who is labelled, unlabelled and test")
+    holdout: float | None = option(None, "share of the labelled images kept back as the test part, in (0, 1)")
+    size: int | None = option(None, "side of the square images in pixels; the network's own, else the data's")
+    policy: str = option("fixmatch", "strong view's policy by name")
+    max_bad: float = option(0.01, "share of undecodable images that ends the run")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = option(1000, "optimiser steps")
+    batch_size: int = option(32, "labelled images a step, over all devices")
+    ratio: int = option(7, "unlabelled images per labelled one", source="FixMatch: 7")
+    lr: float = option(0.03, "peak learning rate")
+    optimizer: str = option("sgd", "optimiser of torch.optim", choices=("sgd", "adamw"))
+    momentum: float = option(0.9, "momentum of sgd")
+    nesterov: bool = option(True, "Nesterov momentum (sgd)")
+    weight_decay: float = option(5e-4, "weight decay")
+    decay_all: bool = option(False, "decay norms, biases and other vectors too")
+    schedule: str = option(
+        "fixmatch",
+        "learning rate over the run: cos(7 pi t / 16 T), (1 + cos(pi t / T)) / 2, or constant",
+        choices=("fixmatch", "cosine", "constant"),
+    )
+    schedule_period: int = option(1, "steps over which the schedule is held, as where it moves once an epoch")
+    warmup: int = option(0, "steps of linear warm-up")
+    clip: float = option(0.0, "largest norm of the whole gradient; 0 is off")
+    ema: float = option(0.0, "decay of the averaged network; 0 keeps none")
+    amp: str = option("off", "mixed precision", choices=("off", "bf16", "fp16"))
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    deterministic: bool = option(False, "deterministic algorithms everywhere")
+    tf32: bool = option(False, "TF32 in fp32 matrix products and convolutions on CUDA")
+    step_mode: str = option("auto", "how a step runs", choices=("auto", "eager"))
+    weak_pass: str = option("auto", "forward of the views that need no gradient", choices=("auto", "joint", "separate"))
+    seed: int = option(0, "seed of split, initial weights, order of samples and views")
+    report_every: int = option(20, "steps between reports")
+    eval_every: int | None = option(None, "steps between test evaluations, for the curve alone; a tenth of the run")
+    save_every: int | None = option(None, "steps between checkpoints; a quarter of the run")
+    keep: int = option(2, "checkpoints kept")
+    stop_at: int | None = option(None, "stop and save after this step, to be resumed; schedules still span train.steps")
+    max_skipped: int = option(10, "consecutive non-finite steps that end the run")
+
+
+SECTIONS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run is made of. `method` is the method's own frozen Config, `method_name` its name."""
+
+    method_name: str
+    method: Any
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    origins: dict[str, str] = field(default_factory=dict, compare=False)  # dotted key -> the layer that set it
+
+    def nested(self) -> dict[str, dict[str, Any]]:
+        """Plain nested values, `method.name` included: what config.yaml holds and `--config` reads back."""
+        sections = {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
+        return {"method": {"name": self.method_name, **dataclasses.asdict(self.method)}, **sections}
+
+
+def resolve(method_name: str, method_config: type, layers: list[tuple[str, dict[str, Any]]]) -> RunConfig:
+    """Builds a RunConfig from layers of dotted keys, later over earlier.
+
+    Args:
+        layers: (place, {"train.lr": 0.1, ...}) pairs; `place` is named in errors ("--set", "run.yaml").
+
+    Raises:
+        ConfigError: unknown key, wrong type, or a value outside the field's choices.
+    """
+    types_by_section = {"method": method_config, **SECTIONS}
+    known = {f"{section}.{f.name}": f for section, kind in types_by_section.items() for f in dataclasses.fields(kind)}
+    hints = {s: typing.get_type_hints(k) for s, k in types_by_section.items()}
+    values: dict[str, dict[str, Any]] = {section: {} for section in types_by_section}
+    origins: dict[str, str] = {}
+    for place, layer in layers:
+        for key, value in layer.items():
+            if key == "method.name":
+                continue
+            if key not in known:
+                if key.startswith("method."):
+                    options = [k for k in known if k.startswith("method.")]
+                    raise ConfigError(f"{method_name} has no such option: " + unknown("option", key, options, place))
+                raise ConfigError(unknown("option", key, known, place))
+            section, name = key.split(".", 1)
+            origins[key] = place
+            values[section][name] = coerce(value, hints[section][name], key, place, known[key].metadata.get("choices", ()))
+    built = {section: kind(**values[section]) for section, kind in types_by_section.items()}
+    return RunConfig(method_name, built["method"], built["model"], built["data"], built["train"], origins)
+
+
+def coerce(value: Any, kind: Any, key: str, place: str, choices: tuple[str, ...] = ()) -> Any:
+    """Brings a value from a flag or a YAML file to its field's type, or says what was wanted."""
+    allowed = [kind]
+    if isinstance(kind, types.UnionType):
+        allowed = list(typing.get_args(kind))
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "null", "")):
+            return None
+        allowed.remove(type(None))
+    target = allowed[0]
+    try:
+        if target is bool:
+            if isinstance(value, str):
+                value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]
+            result: Any = {True: True, False: False}[value]
+        elif target is int:
+            result = int(value)
+            if isinstance(value, bool) or (isinstance(value, float) and value != result):
+                raise ValueError
+        elif target is float:
+            result = float(value)
+        else:
+            result = str(value)
+    except (ValueError, TypeError, KeyError):
+        raise ConfigError(f"{key} in {place} must be {_NAMES[target]}, got '{value}'") from None
+    if choices and result not in choices:
+        raise ConfigError(unknown(f"value of {key}", str(result), choices, place))
+    return result
+
+
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def flatten(nested: Any, place: str) -> dict[str, Any]:
+    """{"train": {"lr": 1}} -> {"train.lr": 1}, as a YAML file gives it."""
+    if not isinstance(nested, dict):
+        raise ConfigError(f"{place} must hold sections (method, model, data, train), got {type(nested).__name__}")
+    flat: dict[str, Any] = {}
+    for section, body in nested.items():
+        if not isinstance(body, dict):
+            raise ConfigError(f"section '{section}' in {place} must hold options, got '{body}'")
+        flat.update({f"{section}.{key}": value for key, value in body.items()})
+    return flat
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """A configuration file as dotted keys, read by PyYAML's safe loader."""
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            nested = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from None
+    return flatten(nested, path)
+
+
+def parse_set(items: list[str]) -> dict[str, str]:
+    """["train.lr=0.1"] -> {"train.lr": "0.1"}."""
+    flat = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or "." not in key:
+            raise ConfigError(f"--set takes section.option=value, got '{item}'; for example --set train.lr=0.01")
+        flat[key.strip()] = value.strip()
+    return flat

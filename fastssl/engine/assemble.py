@@ -1,0 +1,154 @@
+"""From a configuration to the parts of a run: device, data, split, pipeline, method. Touches no run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from .. import models
+from ..config import RunConfig
+from ..methods import find
+from ..methods.base import Method
+from ..pipelines import sources, splits
+from ..pipelines.batch import Split
+from ..pipelines.errors import ConfigError, DataError, SetupError
+from ..pipelines.resident import ResidentPipeline
+from ..pipelines.source import Source
+
+SOFT_ORIGINS = ("default", "preset")  # layers that give way to what the data allow; a user's own words do not
+
+
+@dataclass
+class Parts:
+    """What a run trains with. `config` is the resolved one: batch sizes fitted, device named."""
+
+    config: RunConfig
+    device: torch.device
+    source: Source
+    split: Split
+    pipeline: ResidentPipeline
+    method: Method
+    notes: list[str]
+
+
+def assemble(config: RunConfig, *, split: Split | None = None) -> Parts:
+    """Loads the data, draws (or takes) the split, builds network and method, seeded by `train.seed` alone.
+
+    Raises:
+        ConfigError, DataError, SetupError: what does not fit, before anything is written.
+    """
+    notes: list[str] = []
+    device = choose_device(config.train.device, config.train.amp)
+    method_class = find(config.method_name)
+    wanted = models.describe(config.model.name)
+    data = config.data
+    if wanted.size is not None and data.size not in (None, wanted.size):
+        raise ConfigError(f"{config.model.name} takes images of {wanted.size} pixels, and data.size asks for {data.size}; leave it out")
+    source = sources.load(data.name, size=wanted.size or data.size, labels=data.labels, test=data.test, max_bad=data.max_bad)
+    if wanted.mean is not None:
+        source = dataclasses.replace(source, mean=wanted.mean, std=wanted.std)
+    if source.quarantine:
+        notes.append(f"{len(source.quarantine)} images cannot be decoded and are left out (quarantine.csv lists them)")
+    if split is None:
+        split = draw_split(config, source)
+    notes += source.warnings
+    if len(source.classes) < 2:
+        raise DataError(f"{data.name} has {len(source.classes)} class; a classifier needs at least two")
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        network = models.build(config.model, source.classes)
+        weak_pass = config.train.weak_pass
+        if weak_pass == "auto":
+            weak_pass = "joint" if network.has_batchnorm else "separate"
+        if network.has_batchnorm:
+            network = network.to(memory_format=torch.channels_last)
+        method_config = config.method
+        views = method_class.views_of(method_config)
+        if views.unlabelled and len(split.unlabelled) == 0:
+            raise DataError(f"{config.method_name} needs unlabelled images and {data.name} has none; use --method supervised")
+        config = fit_batches(config, split, bool(views.unlabelled), notes)
+        train = config.train
+        pipeline = ResidentPipeline(
+            source,
+            split,
+            views,
+            batch_size=train.batch_size,
+            ratio=train.ratio,
+            seed=train.seed,
+            policy=data.policy,
+            device=device,
+        )
+        method = method_class(
+            method_config,
+            network,
+            pipeline.spec,
+            unlabelled_batch=train.batch_size * train.ratio if views.unlabelled else 0,
+            ema=train.ema,
+            weak_pass=weak_pass,
+        ).to(device)
+    notes.append(f"weak pass: {weak_pass} ({'network with' if network.has_batchnorm else 'no'} batch-norm)" if views.no_grad else "")
+    return Parts(config, device, source, split, pipeline, method, [n for n in notes if n])
+
+
+def draw_split(config: RunConfig, source: Source) -> Split:
+    """The split that the configuration asks for; warnings go to `source.warnings`."""
+    data = config.data
+    return splits.make(
+        source,
+        per_class=data.labels_per_class,
+        fraction=data.label_fraction,
+        total=data.labels_total,
+        sampling=data.sampling,
+        seed=config.train.seed,
+        split_file=data.split,
+        holdout=data.holdout,
+    )
+
+
+def fit_batches(config: RunConfig, split: Split, unlabelled: bool, notes: list[str]) -> RunConfig:
+    """Shrinks batch size and ratio to a set smaller than a batch, unless the user asked for them: then rows repeat."""
+    train = config.train
+    batch, ratio = train.batch_size, train.ratio
+    if batch < 1 or ratio < 1:
+        raise ConfigError(f"train.batch_size and train.ratio must be at least 1, got {batch} and {ratio}")
+    if batch > len(split.labelled) and config.origins.get("train.batch_size", "default") in SOFT_ORIGINS:
+        batch = len(split.labelled)
+        notes.append(f"batch size {batch}: there are no more labelled images")
+    if unlabelled and batch * ratio > len(split.unlabelled) and config.origins.get("train.ratio", "default") in SOFT_ORIGINS:
+        ratio = max(1, len(split.unlabelled) // batch)
+        notes.append(f"ratio {ratio}: there are {len(split.unlabelled)} unlabelled images")
+    return dataclasses.replace(config, train=dataclasses.replace(train, batch_size=batch, ratio=ratio))
+
+
+def choose_device(name: str, amp: str) -> torch.device:
+    """The device by name, checked, and checked for its mixed precision.
+
+    Raises:
+        SetupError: a device or a precision that this machine lacks.
+        ConfigError: no such device name.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got '{name}'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device must be auto, cpu, cuda or cuda:N, got '{name}'")
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise SetupError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu or see fastssl doctor")
+    if amp == "fp16" and device.type == "cpu":
+        raise SetupError("--amp fp16 needs a CUDA device, and this run is on the CPU; use --amp bf16 or off")
+    if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise SetupError(f"--amp bf16: {torch.cuda.get_device_name(device)} lacks bfloat16; use --amp fp16 or off")
+    return device
+
+
+def trained_parameters(method: Method) -> int:
+    """Number of weights that train."""
+    return sum(p.numel() for p in method.parameters() if p.requires_grad)
+
+

@@ -1,0 +1,84 @@
+"""The judged network of a finished run, for eval and predict: no training state, no training data."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import models
+from ..config import RunConfig
+from ..models import Network
+from ..pipelines.errors import CheckpointError
+from . import checkpoint
+from .step import AMP_TYPES
+
+
+@dataclass
+class Trained:
+    """A run's judged network and what it takes to feed it."""
+
+    network: Network  # in eval mode, on the CPU
+    networks: dict[str, Network]  # "raw" and, where one was kept, "ema"
+    classes: tuple[str, ...]
+    size: int  # side of the square input in pixels
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    manifest: dict[str, Any]
+    complaints: list[str]
+
+
+def load_trained(folder: Path, config: RunConfig) -> Trained:
+    """The networks of the newest readable checkpoint of a run.
+
+    Raises:
+        CheckpointError: there is none, or it does not hold what the configuration names.
+    """
+    state, manifest, complaints = checkpoint.newest(folder / "checkpoints")
+    classes = tuple(manifest["classes"])
+    # Every weight comes from the checkpoint, so no file of weights and no text tower is needed again.
+    bare = dataclasses.replace(config.model, weights="random", head_init="random")
+    networks = {}
+    for name, prefix in (("raw", "network."), ("ema", "ema.")):
+        own = {k.removeprefix(prefix): v for k, v in state["method"].items() if k.startswith(prefix)}
+        if not own:
+            continue
+        network = models.build(bare, classes)
+        try:
+            network.load_state_dict(own)
+        except RuntimeError as error:
+            raise CheckpointError(f"the checkpoint in {folder} does not fit its config.yaml: {str(error).splitlines()[0]}") from None
+        networks[name] = network.eval()
+    return Trained(
+        networks.get("ema", networks["raw"]),
+        networks,
+        classes,
+        manifest["shape"][-1],
+        tuple(manifest["mean"]),
+        tuple(manifest["std"]),
+        manifest,
+        complaints,
+    )
+
+
+def logits_for(network: Network, images: np.ndarray, trained: Trained, amp: str, batch_size: int = 512) -> Tensor:
+    """[N, 3, S, S] uint8 images -> [N, C] fp32 logits, normalised and run as evaluation in training does.
+
+    Args:
+        amp: the run's mixed precision; fp16 networks are run in fp32 here, as the CPU has no fp16 autocast of ours.
+    """
+    mean = torch.tensor(trained.mean).view(-1, 1, 1)
+    std = torch.tensor(trained.std).view(-1, 1, 1)
+    kind = AMP_TYPES.get(amp) if amp != "fp16" else None
+    pieces = []
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            inputs = (torch.from_numpy(images[start : start + batch_size]).float().div(255) - mean) / std
+            with torch.autocast("cpu", dtype=kind, enabled=kind is not None, cache_enabled=False):
+                pieces.append(network(inputs).logits.float())
+    return torch.cat(pieces) if pieces else torch.zeros(0, len(trained.classes))

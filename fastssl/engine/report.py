@@ -1,0 +1,143 @@
+"""Reports of a run: metrics.jsonl, log.txt, STATUS.json, the live line, and the final table.
+
+Progress goes to stderr (a live bar on a terminal, plain lines into a pipe), results to stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("loss", "kept", "pseudo_accuracy")  # what the live line shows, where the method reports it
+
+
+class Reporter:
+    """Writes a run's files and its progress.
+
+    Args:
+        folder: the run directory, or None to write no file.
+        total: steps of the run.
+        quiet: no progress on stderr.
+    """
+
+    def __init__(self, folder: Path | None, total: int, *, quiet: bool = False):
+        self.folder, self.total, self.quiet = folder, total, quiet
+        self.live = None
+        if not quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            self.live = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), console=Console(stderr=True)
+            )
+            self.task = self.live.add_task("train", total=total, text="")
+            self.live.start()
+
+    def keep_until(self, step: int) -> None:
+        """Drops metrics of steps after `step`: they will be made again."""
+        path = self.folder / "metrics.jsonl" if self.folder else None
+        if path is None or not path.exists():
+            return
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        write_atomically(path, "".join(line + "\n" for line in lines))
+
+    def say(self, text: str) -> None:
+        """One line for the user, on stderr and in log.txt."""
+        if self.folder:
+            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        if self.live is not None:
+            self.live.console.print(text, highlight=False, markup=False)
+        elif not self.quiet:
+            tell(text)
+
+    def metrics(self, event: str, step: int, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        if self.folder:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+
+    def progress(self, step: int, values: dict[str, Any], rate: float, remaining: float) -> None:
+        """The live line: step, losses, images a second, projected time."""
+        parts = [f"{name.replace('_', ' ')} {values[name]:.3f}" for name in COLUMNS if values.get(name) is not None]
+        text = f"{step}/{self.total}  " + "  ".join(parts) + f"  {rate:.0f} images/s  {clock(remaining)} left"
+        if self.folder:
+            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        if self.live is not None:
+            self.live.update(self.task, completed=step, text=text)
+        elif not self.quiet:
+            tell(text)
+
+    def status(self, state: str, step: int, **more: Any) -> None:
+        """STATUS.json: running, finished, stopped, preempted, interrupted, diverged or failed."""
+        if self.folder:
+            write_atomically(self.folder / "STATUS.json", json.dumps({"state": state, "step": step, **more}) + "\n")
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+
+def tell(text: str) -> None:
+    """A line on stderr; a reader that has gone away does not end training."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - stands in for the closed stream until exit
+
+
+def clock(seconds: float) -> str:
+    """75.2 -> "1:15"."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def final_table(result: dict[str, Any], classes: tuple[str, ...]) -> str:
+    """The table that ends a run, as plain text."""
+    percent = lambda value: "-" if value is None else f"{100 * value:.2f} %"  # noqa: E731
+    rows = [("accuracy", percent(result["accuracy"]) + ("" if result["accuracy"] is not None else f" ({result['why_no_accuracy']})"))]
+    raw, ema = result.get("raw"), result.get("ema")
+    rows += [("  raw network", percent(raw["accuracy"]))] if raw else []
+    rows += [("  averaged network", percent(ema["accuracy"]))] if ema else []
+    judged = ema or raw
+    if judged:
+        rows += [("test images", str(judged["rows"])), ("calibration error (ECE)", percent(judged["ece"]))]
+    if result.get("kept") is not None:
+        rows += [
+            ("unlabelled kept", percent(result["kept"])),
+            ("pseudo-label accuracy", f"{percent(result['pseudo_accuracy'])} of kept, {percent(result['pseudo_accuracy_all'])} of all"),
+        ]
+    if result.get("to_90_percent"):
+        steps, seconds = result["to_90_percent"]
+        rows += [("90 % of final accuracy", f"after {steps} steps, {seconds:.1f} s")]
+    rows += [("labels", str(result["labels"])), ("steps", str(result["steps"]))]
+    rows += [("training time", f"{result['seconds']:.1f} s, {result['images_per_second']:.0f} images/s")]
+    if result["skipped"]:
+        rows += [("skipped steps", f"{result['skipped']} (loss or gradient not finite)")]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    if judged:
+        shown = [f"{c} {percent(a)}" for c, a in zip(classes, judged["per_class"], strict=True)]
+        if len(shown) > 20:
+            order = sorted(range(len(shown)), key=lambda i: (judged["per_class"][i] is None, judged["per_class"][i]))
+            shown = [shown[i] for i in order[:20]]
+            lines.append("per class, the 20 weakest (all in metrics.jsonl):")
+        else:
+            lines.append("per class:")
+        lines += ["  " + "  ".join(shown[i : i + 5]) for i in range(0, len(shown), 5)]
+    return "\n".join(lines)

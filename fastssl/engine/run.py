@@ -1,0 +1,339 @@
+"""Run: walks the stages, evaluates, saves, resumes, reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..config import RunConfig
+from ..methods.base import Stage
+from ..pipelines import splits
+from ..pipelines.errors import CheckpointError, ConfigError, DivergedError, FastsslError, Preempted
+from ..pipelines.table import write_table
+from ..schedules import Clock
+from . import checkpoint
+from .assemble import Parts, assemble, trained_parameters
+from .report import Reporter, write_atomically
+from .step import AMP_TYPES, Step
+from .sweep import Judgement, judge, logits_of, reached
+from .update import Update
+
+
+class Interrupted(FastsslError):
+    """Ctrl-C: the step was finished and saved (exit 130)."""
+
+    exit_code = 130
+
+
+class Run:
+    """One training run in one directory.
+
+    Args:
+        parts: what `assemble` made of the configuration.
+        folder: the run directory (made here), or None to write nothing.
+        overwrite: replace a run that is there.
+        quiet: no progress on stderr.
+
+    Raises:
+        ConfigError: the directory exists.
+    """
+
+    def __init__(self, parts: Parts, folder: Path | None, *, overwrite: bool = False, quiet: bool = False, resume: bool = False):
+        self.parts, self.config, self.folder = parts, parts.config, folder
+        self.method, self.pipeline = parts.method, parts.pipeline
+        train = self.config.train
+        self.total = train.steps
+        self.done = 0  # steps of the run that are finished
+        self.seconds = 0.0  # training time, evaluation and saving left out
+        self.curve: list[tuple[int, float, float]] = []
+        self.stage_index, self.stage_start = 0, 0
+        self.last: dict[str, float | None] = {}
+        self.skipped, self.reported = 0.0, 0
+        self.signal: int | None = None
+        self.lock = None
+        if folder is not None and not resume:
+            if folder.exists() and any(folder.iterdir()):
+                if not overwrite:
+                    raise ConfigError(f"{folder} exists; give another --out, --resume {folder} to go on with it, or --overwrite")
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "config.yaml", yaml.safe_dump(self.config.nested(), sort_keys=False))
+            splits.save(parts.split, parts.source, folder / "split.csv")
+            if parts.source.quarantine:
+                write_table(folder / "quarantine.csv", ("path", "reason"), parts.source.quarantine)
+        if folder is not None:
+            self.lock = take_lock(folder)
+        self.reporter = Reporter(folder, self.total, quiet=quiet)
+        self._set_up(self.method.stage(0, self.total))
+
+    @property
+    def images_per_step(self) -> int:
+        """Views forwarded a step."""
+        views, train = self.pipeline.views, self.config.train
+        return train.batch_size * (len(views.labelled) + train.ratio * len(views.unlabelled))
+
+    def train(self) -> dict[str, Any]:
+        """Trains to the end (or to `train.stop_at`), and returns the result that the final table shows.
+
+        Raises:
+            DivergedError, Preempted, Interrupted: after saving what can be saved.
+        """
+        train = self.config.train
+        if train.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        if self.parts.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = train.tf32
+        if self.done == 0:
+            self._announce()
+        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)} if in_main_thread() else {}
+        self.reporter.status("running", self.done)
+        try:
+            self._walk()
+            finished = self.done >= self.total
+            result = self.result()
+            self.reporter.metrics("result", self.done, result)
+            self.reporter.status("finished" if finished else "stopped", self.done, accuracy=result["accuracy"])
+            return result
+        except (Preempted, Interrupted) as stop:
+            self.reporter.status("preempted" if isinstance(stop, Preempted) else "interrupted", self.done, reason=str(stop))
+            raise
+        except DivergedError as error:
+            self.reporter.status("diverged", self.done, reason=str(error))
+            raise
+        except BaseException as error:
+            self.reporter.status("failed", self.done, reason=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self.reporter.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            if self.lock is not None:
+                self.lock.close()
+
+    def _set_up(self, stage: Stage) -> None:
+        train = self.config.train
+        self.stage = stage
+        self.clock = Clock(stage.steps, train.seed, self.parts.device)
+        self.update = Update(self.method, stage, train, scaled=train.amp == "fp16")
+        self.step = Step(self.method, self.pipeline, self.update, self.clock, train)
+
+    def _announce(self) -> None:
+        c, split = self.config, self.parts.split
+        self.reporter.say(
+            f"{c.method_name} on {c.data.name}: {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, "
+            f"{len(split.test)} test images, {len(self.parts.source.classes)} classes"
+        )
+        self.reporter.say(
+            f"{c.model.name}, {trained_parameters(self.method):,} trained weights, {self.parts.device}, amp {c.train.amp}, "
+            f"eager steps, {torch.get_num_threads()} threads"
+        )
+        for note in self.parts.notes:
+            self.reporter.say(note)
+
+    def _walk(self) -> None:
+        train = self.config.train
+        eval_every = train.eval_every or max(1, self.total // 10)
+        save_every = train.save_every or max(1, self.total // 4)
+        end = self.total if train.stop_at is None else min(train.stop_at, self.total)
+        self.method.train()
+        while self.done < end:
+            if self.done - self.stage_start >= self.stage.steps:
+                self.stage_index, self.stage_start = self.stage_index + 1, self.done
+                stage = self.method.stage(self.stage_index, self.total)
+                if stage is None:
+                    break
+                self._set_up(stage)
+            begin = time.perf_counter()
+            self.step()
+            self.seconds += time.perf_counter() - begin
+            self.done += 1
+            if self.done % train.report_every == 0 or self.done == self.total:
+                self._report()
+            if self.done % eval_every == 0 or self.done == self.total:
+                self._evaluate()
+            if self.done % save_every == 0 or self.done == end or self.signal is not None:
+                self.save()
+            if self.signal is not None and self.done < end:
+                where = f"stopped by signal {self.signal} after step {self.done}, saved; go on with --resume {self.folder}"
+                raise (Interrupted if self.signal == signal.SIGINT else Preempted)(where)
+
+    def _report(self) -> None:
+        begin = time.perf_counter()
+        values = self.step.read()
+        worst = int(self.step.worst_streak)
+        self.seconds += time.perf_counter() - begin  # the reading waits for the device: that is training time
+        if not values:
+            return
+        self.skipped += (values.pop("skipped") or 0.0) * (self.done - self.reported)
+        self.reported = self.done
+        self.last = values
+        rate = self.images_per_step * self.done / self.seconds
+        remaining = self.seconds / self.done * (self.total - self.done)
+        lr = float(self.update.lr)
+        record = {**values, "skipped": round(self.skipped), "lr": lr, "images_per_second": rate, "seconds": self.seconds}
+        self.reporter.metrics("train", self.done, record)
+        self.reporter.progress(self.done, values, rate, remaining)
+        if worst >= self.config.train.max_skipped:
+            saved = checkpoint.listed(self.folder / "checkpoints") if self.folder else []
+            good = saved[-1] if saved else "none"
+            raise DivergedError(
+                f"loss or gradient was not finite in {worst} steps running, up to step {self.done}; last good checkpoint: {good}; "
+                "lower --lr, or use --amp off"
+            )
+
+    def _judge(self) -> tuple[Judgement | None, Judgement | None]:
+        """Raw and averaged network on the test part."""
+        if len(self.parts.split.test) == 0:
+            return None, None
+        amp, classes = AMP_TYPES.get(self.config.train.amp), len(self.parts.source.classes)
+        judged = []
+        for network in (self.method.network, self.method.ema):
+            if network is None:
+                judged.append(None)
+                continue
+            logits, label, _ = logits_of(network, self.pipeline, "test", amp=amp)
+            judged.append(judge(logits, label, classes))
+        return judged[0], judged[1]
+
+    def _evaluate(self) -> None:
+        raw, ema = self._judge()
+        self.judgement = (self.done, raw, ema)
+        counted = ema or raw
+        if counted is None:
+            return
+        self.curve.append((self.done, self.seconds, counted.accuracy))
+        values = {"seconds": self.seconds, "accuracy": counted.accuracy, "ece": counted.ece}
+        self.reporter.metrics("eval", self.done, {**values, "accuracy_raw": raw.accuracy, "accuracy_ema": ema.accuracy if ema else None})
+
+    def result(self) -> dict[str, Any]:
+        """Figures at the present step. `accuracy` is the judged network's on the test part, None where there is none."""
+        at, raw, ema = getattr(self, "judgement", (-1, None, None))
+        if at != self.done:
+            raw, ema = self._judge()
+        counted = ema or raw
+        c = self.config
+        return {
+            "run_dir": str(self.folder) if self.folder else None,
+            "method": c.method_name,
+            "data": c.data.name,
+            "model": c.model.name,
+            "steps": self.done,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_step * self.done / self.seconds if self.seconds else 0.0,
+            "accuracy": counted.accuracy if counted else None,
+            "why_no_accuracy": None if counted else "no test images; give --test or --holdout",
+            "labels": len(self.parts.split.labelled),
+            "seed": c.train.seed,
+            "ece": counted.ece if counted else None,
+            "raw": dataclasses.asdict(raw) if raw else None,
+            "ema": dataclasses.asdict(ema) if ema else None,
+            **{k: self.last.get(k) for k in ("kept", "pseudo_accuracy", "pseudo_accuracy_all")},
+            "to_90_percent": reached(self.curve),
+            "skipped": round(self.skipped),
+            "split_hash": self.parts.split.hash,
+        }
+
+    def save(self) -> None:
+        """Writes a checkpoint of everything that the rest of the run depends on."""
+        if self.folder is None:
+            return
+        state = {
+            "method": self.method.state_dict(),
+            "update": self.update.state_dict(),
+            "step": self.step.state_dict(),
+            "pipeline": self.pipeline.state_dict(),
+            "rng": torch.get_rng_state(),
+            "run": {k: getattr(self, k) for k in ("done", "seconds", "stage_index", "stage_start", "skipped", "reported", "last")},
+            "curve": [list(point) for point in self.curve],
+        }
+        spec = self.pipeline.spec
+        about = {
+            "method": self.config.method_name,
+            "model": self.config.model.name,
+            "classes": list(spec.classes),
+            "shape": list(spec.shape),
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "split_hash": self.parts.split.hash,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        checkpoint.save(self.folder / "checkpoints", self.done, state, about, keep=self.config.train.keep)
+
+    def restore(self) -> None:
+        """Takes up the newest checkpoint of the directory that can be read, in place.
+
+        Raises:
+            CheckpointError: none can be read, or it is of another method or split.
+        """
+        state, manifest, complaints = checkpoint.newest(self.folder / "checkpoints")
+        for text in complaints:
+            self.reporter.say(f"warning: {text}; going on from step {manifest['step']}")
+        for name, own in (("method", self.config.method_name), ("model", self.config.model.name), ("split_hash", self.parts.split.hash)):
+            if manifest[name] != own:
+                raise CheckpointError(f"{self.folder} holds a checkpoint of {name} {manifest[name]}, not {own}; resume what it was made by")
+        if manifest["threads"] != torch.get_num_threads():
+            self.reporter.say(
+                f"warning: saved with {manifest['threads']} threads and resumed with {torch.get_num_threads()}: the rest will not be "
+                "bit for bit what it would have been"
+            )
+        run = state["run"]
+        if run["stage_index"] != self.stage_index:
+            self._set_up(self.method.stage(run["stage_index"], self.total))
+        self.method.load_state_dict(state["method"])
+        self.update.load_state_dict(state["update"])
+        self.step.load_state_dict(state["step"])
+        self.pipeline.load_state_dict(state["pipeline"])
+        torch.set_rng_state(state["rng"])
+        for key, value in run.items():
+            setattr(self, key, value)
+        self.curve = [tuple(point) for point in state["curve"]]
+        self.reporter.keep_until(self.done)
+        self.reporter.say(f"resumed at step {self.done} of {self.total}")
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def resume(config: RunConfig, folder: Path, *, quiet: bool = False) -> Run:
+    """The run of a directory, brought back to its newest checkpoint. `config` is the directory's own."""
+    # The split comes from the directory, never drawn again: a redrawn one would show the model more labels than it claims.
+    drawn = {"split": str(folder / "split.csv"), "labels_per_class": None, "label_fraction": None, "labels_total": None, "holdout": None}
+    parts = assemble(dataclasses.replace(config, data=dataclasses.replace(config.data, **drawn)))
+    parts.config = config
+    run = Run(parts, folder, quiet=quiet, resume=True)
+    run.restore()
+    return run
+
+
+def take_lock(folder: Path) -> Any:
+    """Holds the directory against a second process, for as long as this one lives.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    file = open(folder / ".lock", "w")  # noqa: SIM115 - held open on purpose
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ConfigError(f"{folder} is being trained by another process; wait for it or give another --out") from None
+    return file
+
+
+def in_main_thread() -> bool:
+    import threading
+
+    return threading.current_thread() is threading.main_thread()

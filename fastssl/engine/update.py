@@ -1,0 +1,136 @@
+"""Update: backward, finiteness, clipping, optimiser, averaged networks. All decisions stay on the device.
+
+A step whose loss or gradient is not finite changes nothing: torch's fused optimisers skip themselves by `found_inf`, and the
+averaged networks move by a factor that is then zero. The host is told later, by a counter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import TrainConfig
+from ..methods.base import Method, Stage
+
+
+class Update:
+    """The one update of a stage's step.
+
+    Args:
+        method: whose trainable parameters (all but averaged copies) are updated.
+        stage: which of its networks train.
+        config: optimiser, learning rate, decay, clipping.
+        scaled: scale the loss dynamically, as fp16 needs.
+    """
+
+    def __init__(self, method: Method, stage: Stage, config: TrainConfig, *, scaled: bool = False):
+        self.method = method
+        self.clip = config.clip
+        named = trainable(method, stage)
+        self.parameters = [p for _, p in named]
+        device = self.parameters[0].device
+        self.lr = torch.zeros((), dtype=torch.float32, device=device)
+        self.ok = torch.ones((), dtype=torch.bool, device=device)
+        self.optimizer = make_optimizer(named, self.lr, config)
+        self.averages = [pairs(*triple) for triple in method.averages()]
+        self.scale = torch.full((), 2.0**16, device=device) if scaled else None
+        self.growth = torch.zeros((), dtype=torch.int32, device=device)
+
+    def begin(self, lr: Tensor) -> None:
+        """Starts a step: takes over its learning rate ([] fp32) and forgets the last step's verdict."""
+        self.lr.copy_(lr)
+        self.ok.fill_(True)
+
+    def __call__(self, loss: Tensor) -> None:
+        """Trains by one [] loss."""
+        with torch.autocast(loss.device.type, enabled=False):
+            for p in self.parameters:
+                p.grad = None
+            (loss if self.scale is None else loss * self.scale).backward()
+            grads = [p.grad for p in self.parameters if p.grad is not None]
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).float())
+            if self.scale is not None:
+                norm = norm / self.scale
+            finite = torch.isfinite(loss.detach()) & torch.isfinite(norm)
+            if self.clip > 0:
+                torch._foreach_mul_(grads, (self.clip / (norm + 1e-6)).clamp(max=1.0))
+            found_inf = (~finite).to(torch.float32)
+            self.optimizer.found_inf = found_inf
+            self.optimizer.grad_scale = self.scale
+            self.optimizer.step()
+            if self.scale is not None:
+                torch._amp_update_scale_(self.scale, self.growth, found_inf, 2.0, 0.5, 2000)
+            self.ok.logical_and_(finite)
+            for average, source, buffers, decay in self.averages:
+                # average += (1 - decay) (source - average), by 0-d factors: no host number is frozen into a capture.
+                step = torch._foreach_sub(source, average)
+                torch._foreach_mul_(step, finite * (1.0 - decay))
+                torch._foreach_add_(average, step)
+                for target, value in buffers:
+                    target.copy_(value)
+
+    def state_dict(self) -> dict[str, object]:
+        state = {
+            str(i): {k: v for k, v in self.optimizer.state[p].items() if isinstance(v, Tensor)} for i, p in enumerate(self.parameters)
+        }
+        return {"optimizer": state, "scale": self.scale, "growth": self.growth}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Restores by copying in place: a captured step keeps its addresses."""
+        for i, p in enumerate(self.parameters):
+            for key, value in state["optimizer"][str(i)].items():
+                self.optimizer.state[p][key].copy_(value)
+        if self.scale is not None:
+            self.scale.copy_(state["scale"])
+        self.growth.copy_(state["growth"])
+
+
+def trainable(method: Method, stage: Stage) -> list[tuple[str, nn.Parameter]]:
+    """(name, parameter) of all that the stage trains, in a fixed order.
+
+    Raises:
+        ValueError: the stage trains nothing.
+    """
+    averaged = {id(p) for average, _, _ in method.averages() for p in average.parameters()}
+    named = [
+        (name, p)
+        for name, p in method.named_parameters()
+        if p.requires_grad and id(p) not in averaged and (stage.networks is None or name.split(".")[0] in stage.networks)
+    ]
+    if not named:
+        raise ValueError(f"stage '{stage.name}' of {type(method).__name__} has no trainable parameter")
+    return named
+
+
+def make_optimizer(named: list[tuple[str, nn.Parameter]], lr: Tensor, config: TrainConfig) -> torch.optim.Optimizer:
+    """torch's fused SGD or AdamW with a tensor learning rate, its state made before the first step.
+
+    Vectors and scalars (norms, biases, scales) are not decayed unless `config.decay_all`.
+    """
+    decayed = [p for _, p in named if config.decay_all or p.ndim > 1]
+    plain = [p for _, p in named if not (config.decay_all or p.ndim > 1)]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [g for g in groups if g["params"]]
+    if config.optimizer == "sgd":
+        nesterov = config.nesterov and config.momentum > 0
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=nesterov, fused=True)
+        if config.momentum > 0:
+            # Zeros before step 1 equal torch's own first step, and let a first step that is skipped stay a skipped one.
+            for _, p in named:
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return optimizer
+    optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
+    for _, p in named:
+        optimizer.state[p].update(
+            step=torch.zeros((), dtype=torch.float32, device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
+        )
+    return optimizer
+
+
+def pairs(
+    average: nn.Module, source: nn.Module, decay: float
+) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]], float]:
+    """Averaged and source parameters that move, and buffers to copy. Frozen parameters are equal already and stay out."""
+    moving = [(a, s) for a, s in zip(average.parameters(), source.parameters(), strict=True) if s.requires_grad]
+    buffers = list(zip(average.buffers(), source.buffers(), strict=True))
+    return [a.detach() for a, _ in moving], [s.detach() for _, s in moving], buffers, decay

@@ -1,0 +1,125 @@
+"""What every method is: an nn.Module whose networks are submodules and whose memory is buffers.
+
+Device moves, checkpoints and resume then come for free, and the engine needs to know no method by name.
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ..models import Network
+from ..pipelines.batch import Batch, DataSpec, Views
+from ..schedules import Clock
+
+
+@dataclass
+class Terms:
+    """What a loss returns.
+
+    Attributes:
+        total: [] loss whose gradient trains the stage's networks.
+        metrics: name -> [] tensor averaged over steps, or (numerator [], denominator []) summed apart and divided when read.
+        memory: what `remember` will want; detached tensors.
+    """
+
+    total: Tensor
+    metrics: dict[str, Tensor | tuple[Tensor, Tensor]] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with constant computation."""
+
+    steps: int  # optimiser steps
+    networks: tuple[str, ...] | None = None  # names of the submodules that train; None: all that is trainable
+    fresh_optimizer: bool = True  # whether optimiser and schedule start afresh
+    name: str = "train"
+
+
+Updater = Callable[[Tensor], None]
+
+
+class Method(nn.Module, abc.ABC):
+    """Base of all methods.
+
+    Args:
+        config: the method's own Config.
+        network: the network to train, heads included.
+        spec: what must be known of the data.
+        ema: decay of the averaged network, 0 for none.
+        unlabelled_batch: U, unlabelled samples a step.
+        weak_pass: "joint" (one forward over all views, as batch-norm networks need) or "separate" (views that need no
+            gradient run apart, without a graph).
+    """
+
+    Config: ClassVar[type]
+    views: ClassVar[Views]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+
+    def __init__(
+        self,
+        config: Any,
+        network: Network,
+        spec: DataSpec,
+        *,
+        unlabelled_batch: int = 0,
+        ema: float = 0.0,
+        weak_pass: str = "separate",
+    ):
+        super().__init__()
+        self.config = config
+        self.unlabelled_batch = unlabelled_batch
+        self.spec = spec
+        self.weak_pass = weak_pass
+        self.network = network
+        self.ema_decay = ema
+        self.ema = copy.deepcopy(network).requires_grad_(False) if ema else None
+
+    @classmethod
+    def views_of(cls, config: Any) -> Views:
+        """The views that this configuration of the method asks for; by default the class's own."""
+        return cls.views
+
+    @abc.abstractmethod
+    def loss(self, batch: Batch, clock: Clock) -> Terms:
+        """The step's loss. Pure: writes none of the method's memory (batch-norm statistics aside)."""
+
+    def remember(self, batch: Batch, terms: Terms, clock: Clock) -> None:
+        """The only writer of memory (banks, thresholds, running means), after the optimiser's step."""
+
+    def step(self, batch: Batch, clock: Clock, update: Updater) -> Terms:
+        """One step: loss, the stage's one update, remember."""
+        terms = self.loss(batch, clock)
+        update(terms.total)
+        self.remember(batch, terms, clock)
+        return terms
+
+    def stage(self, k: int, steps: int) -> Stage | None:
+        """The k-th stage of a run of `steps` steps, or None after the last."""
+        return Stage(steps=steps) if k == 0 else None
+
+    def averages(self) -> list[tuple[nn.Module, nn.Module, float]]:
+        """(averaged, source, decay) triples that the engine moves after each optimiser step."""
+        return [] if self.ema is None else [(self.ema, self.network, self.ema_decay)]
+
+    def judged(self) -> Network:
+        """The network whose predictions count: the averaged one where one is kept."""
+        return self.network if self.ema is None else self.ema
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """[N, ...] inputs -> [N, C] logits of the judged network."""
+        return self.judged()(inputs).logits
+
+    def train(self, mode: bool = True) -> Method:
+        super().train(mode)
+        if self.ema is not None:
+            self.ema.train(False)
+        return self

@@ -1,0 +1,59 @@
+"""Published and measured settings: functions that return dotted keys, each with its source.
+
+`defaults` picks what a plain command means for a method, a network and a data set; a user's file and flags go over it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def defaults(method: str, *, model: str | None = None, data: str | None = None, weights: str | None = None) -> dict[str, Any]:
+    """The preset layer of `fastssl train`.
+
+    Args:
+        method: a known method's name. model, data, weights: as the user gave them, or None.
+    """
+    model = model or "glyph_clip"
+    values = {**general(method), **({"data.labels_per_class": 4} if data in (None, "digits") else {})}
+    if model == "glyph_clip" and weights != "random":
+        values |= glyph_clip(method)
+    if data in (None, "digits") and (model != "glyph_clip" or weights == "random"):
+        values |= digits_from_scratch(method)
+    return values
+
+
+def general(method: str) -> dict[str, Any]:
+    """The papers' recipes, but for the number of steps: FixMatch (Sohn et al. 2020, section 2.4), FineSSL (official code)."""
+    if method == "finessl":
+        return {
+            "train.steps": 15_000,
+            "train.batch_size": 32,
+            "train.ratio": 1,
+            "train.lr": 0.03,
+            "train.nesterov": False,
+            "train.decay_all": True,
+            "train.schedule": "cosine",
+            "data.policy": "finessl",
+            "model.head": "cosine",
+        }
+    return {"train.steps": 20_000, "train.batch_size": 64, "train.ratio": 7, "train.lr": 0.03, "train.ema": 0.999}
+
+
+def glyph_clip(method: str) -> dict[str, Any]:
+    """Tuning the built-in encoder; steps chosen so that the default command ends well within 90 s on 2 cores."""
+    if method == "finessl":
+        return {"model.tune": "vpt_deep", "model.prompts": 8, "train.steps": 300, "train.schedule": "cosine"}
+    return {"train.steps": 300, "train.lr": 0.01, "train.ema": 0.99, "train.batch_size": 32, "train.ratio": 3}
+
+
+def digits_from_scratch(method: str) -> dict[str, Any]:
+    """A network without weights on the 8 x 8 digits, brought to 16 pixels so that crops and rotations have room."""
+    return {
+        "data.size": 16,
+        "train.steps": 300,
+        "train.batch_size": 32,
+        "train.ratio": 4,
+        "train.ema": 0.99,
+        "model.batchnorm_momentum": 0.1,
+    }

@@ -1,0 +1,26 @@
+"""Fused losses of semi-supervised learning, usable alone: `from fastssl.kernels import pseudo_label_loss`. Needs torch and nothing else."""
+
+if __name__ == "kernels":
+    # Someone with the repository's root on sys.path has asked for the package that transformers knows as `kernels`, or for us by a
+    # name that is not ours. A second copy of these modules would have its own classes, so both names get the one copy.
+    import importlib
+    import sys
+
+    sys.modules[__name__] = importlib.import_module("fastssl.kernels")
+else:
+    from ._dispatch import class_statistics, consistency_loss, cross_entropy, pseudo_label_loss, pseudo_label_loss_and_grad
+    from .modules import BalancedMarginCrossEntropy, ConsistencyLoss, PseudoLabelLoss
+    from .reference import ClassStatistics, PseudoLabel
+
+    __all__ = [
+        "BalancedMarginCrossEntropy",
+        "ClassStatistics",
+        "ConsistencyLoss",
+        "PseudoLabel",
+        "PseudoLabelLoss",
+        "class_statistics",
+        "consistency_loss",
+        "cross_entropy",
+        "pseudo_label_loss",
+        "pseudo_label_loss_and_grad",
+    ]

@@ -1,0 +1,93 @@
+"""The words that data and methods share: Views, Batch, Split, DataSpec, Pipeline.
+
+N rows of a data set, B labelled and U unlabelled rows of a batch; an image is [C, H, W].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views that a method asks for, by name, in the order in which its loss reads them.
+
+    A name may repeat: `unlabelled=("weak", "strong", "strong")` asks for two strong views of each unlabelled sample.
+    `no_grad` counts the leading unlabelled views whose logits need no gradient (teachers).
+    """
+
+    labelled: tuple[str, ...] = ("weak",)
+    unlabelled: tuple[str, ...] = ()
+    no_grad: int = 0
+
+
+class Batch(NamedTuple):
+    """One step's inputs: fixed shapes, all on the run's device."""
+
+    labelled: tuple[Tensor, ...]  # one [B, ...] fp32 a view of Views.labelled, normalised
+    label: Tensor  # [B] int64
+    weight: Tensor  # [B] fp32, the label's weight (1 unless the split says otherwise)
+    index: Tensor  # [B] int64, row of the data set
+    unlabelled: tuple[Tensor, ...]  # one [U, ...] fp32 a view of Views.unlabelled, normalised; () if none is asked for
+    unlabelled_index: Tensor  # [U] int64, row of the data set
+    hidden_label: Tensor  # [U] int64, -1 where unknown; for measuring pseudo-labels, never for training
+
+
+@dataclass(frozen=True)
+class Split:
+    """Who is labelled. Rows are positions in the data set, whose order does not depend on the order of files."""
+
+    labelled: np.ndarray  # [n] int64 rows
+    label: np.ndarray  # [n] int64 class of each labelled row
+    weight: np.ndarray  # [n] float32
+    unlabelled: np.ndarray  # [m] int64 rows (the labelled ones among them, their labels hidden, unless left out)
+    test: np.ndarray  # [k] int64 rows, read by evaluation alone
+    hash: str = ""  # of the sorted (id, role, label, weight) lines; written to split.csv and checkpoints
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a network and a method must know of the data."""
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]  # [C, H, W] of one image as it reaches the network
+    rows: int  # rows of the data set, train and test: the size of a per-sample bank
+    unlabelled: int  # rows of the split's unlabelled part
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    keeps_label: frozenset[str] = field(default_factory=frozenset)  # operations that keep the label beyond the safe ones: "flip"
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+class Sweep(NamedTuple):
+    """A piece of one ordered pass over a part of the data."""
+
+    inputs: Tensor  # [n, ...] fp32, the "plain" view unless another was asked for
+    label: Tensor  # [n] int64, -1 where unknown
+    index: Tensor  # [n] int64, row of the data set
+
+
+class Pipeline(Protocol):
+    """Draws batches without end and sweeps parts in order. Draws never ask the device from the host."""
+
+    spec: DataSpec
+    split: Split
+
+    def draw(self) -> Batch: ...
+
+    def sweep(self, part: str, batch_size: int = 512, view: str = "plain") -> Iterator[Sweep]: ...
+
+    def use(self, split: Split) -> None: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...

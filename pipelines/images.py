@@ -1,0 +1,169 @@
+"""Image files -> uint8 arrays, by Pillow in threads; the one door to Pillow.
+
+One defined outcome for every kind of file:
+
+| file | outcome |
+|---|---|
+| EXIF orientation | applied |
+| grey, palette, 1 bit, CMYK, YCbCr | converted to RGB |
+| 16 bits a channel | the high 8 bits (grey: v / 257, rounded) |
+| 32 bits a channel (integer or float) | quarantined: its range is not defined |
+| alpha, or a transparent palette colour | laid on white |
+| animated | the first frame |
+| not square | the largest centred square |
+| another size | Pillow's bicubic with antialiasing |
+| another format than FORMATS, whatever its suffix says | quarantined |
+| over MAX_PIXELS, empty, truncated, broken | quarantined |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import ResourceError, SetupError
+
+# Formats are a fixed list because every further decoder is a further way in for a hostile file.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+MAX_PIXELS = 89_000_000
+LARGEST_NATIVE = 224  # pixels; photographs are not kept larger than this unless a size is asked for
+_SIZED = 2000  # files whose headers are read to find the usual size
+_BLOCK = 64  # files a task: a future for each of a million files would cost more than the files
+
+
+class BadImage(Exception):
+    """One file that has no usable image; the message is the reason."""
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise SetupError("reading image files needs Pillow, which is not installed; run: pip install pillow") from error
+    return Image, ImageOps
+
+
+def _open(data: bytes) -> Any:
+    image_module, _ = _pillow()
+    if not data:
+        raise BadImage("empty file")
+    try:
+        image = image_module.open(io.BytesIO(data), formats=FORMATS)
+    except image_module.UnidentifiedImageError:
+        raise BadImage(f"not an image in one of the formats {', '.join(FORMATS)}") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise BadImage(f"{image.width} x {image.height} pixels, over the limit of {MAX_PIXELS:,}")
+    return image
+
+
+def _rgb(image: Any) -> Any:
+    image_module, _ = _pillow()
+    if image.mode.startswith("I;16"):
+        return image_module.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise BadImage("32 bits a channel, whose range is not defined; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        white = image_module.new("RGBA", image.size, (255, 255, 255, 255))
+        return image_module.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """File bytes -> [3, size, size] uint8.
+
+    Raises:
+        BadImage: no usable image; the message says why.
+    """
+    image_module, ops = _pillow()
+    try:
+        image = _open(data)
+        image.load()
+        image = _rgb(ops.exif_transpose(image))
+        side = min(image.size)
+        if image.size != (size, size):
+            # Cutting the square out first gives the pixels of "shorter side, then centre crop" without ever holding a long strip.
+            left, top = (image.width - side) / 2, (image.height - side) / 2
+            box = (left, top, left + side, top + side)
+            image = image.resize((size, size), image_module.Resampling.BICUBIC, box=box)
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:  # Pillow's plugins raise anything from OSError to struct.error on a broken file
+        raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadImage(f"cannot be read: {error.strerror}") from error
+
+
+def native_size(paths: list[Path]) -> int:
+    """The side at which a folder is kept when none is asked for.
+
+    The shorter side of the most common image size among the first 2,000 files that have one (the larger size where two are equally
+    common), at most 224 pixels: so a set of 32x32 images stays as it is, and photographs become 224x224.
+    """
+    sizes: Counter[tuple[int, int]] = Counter()
+    image_module, _ = _pillow()
+    for path in paths[:_SIZED]:
+        try:
+            with image_module.open(path, formats=FORMATS) as image:
+                sizes[image.size] += 1
+        except Exception:  # noqa: S112  broken files are reported when they are decoded
+            continue
+    if not sizes:
+        return LARGEST_NATIVE
+    return min(LARGEST_NATIVE, min(max(sizes, key=lambda wh: (sizes[wh], wh))))
+
+
+def decode_files(paths: list[Path], size: int, workers: int | None = None) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Decodes files in threads.
+
+    Args:
+        paths: N files.
+        size: side of the decoded squares in pixels.
+        workers: threads; the number of cores, at most 8, if None.
+
+    Returns:
+        ([N, 3, size, size] uint8, [N] uint64 hash of each file's bytes, {position: reason} of the bad ones, whose rows are zero).
+
+    Raises:
+        ResourceError: the decoded images do not fit into memory.
+        SetupError: Pillow is missing.
+    """
+    _pillow()
+    shape = (len(paths), 3, size, size)
+    try:
+        images = np.zeros(shape, np.uint8)
+    except MemoryError as error:
+        need = np.prod(shape, dtype=np.float64) / 1e9
+        raise ResourceError(f"{len(paths)} images of {size} pixels need {need:.1f} GB of memory; ask for a smaller size") from error
+    content = np.zeros(len(paths), np.uint64)
+    bad: dict[int, str] = {}
+
+    def work(start: int) -> None:
+        for i in range(start, min(start + _BLOCK, len(paths))):
+            try:
+                data = _read(paths[i])
+                images[i] = decode(data, size)
+                content[i] = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+            except BadImage as error:
+                bad[i] = str(error)
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        # Pillow warns of odd metadata and of large images; what cannot be used is in `bad`, with its reason.
+        warnings.simplefilter("ignore")
+        for _ in pool.map(work, range(0, len(paths), _BLOCK)):
+            pass
+    return images, content, dict(sorted(bad.items()))

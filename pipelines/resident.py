@@ -1,0 +1,217 @@
+"""The whole set lives on the device as uint8 images; batches are indexed, augmented and normalised there.
+
+A draw is a pure function of (seed, step): which rows come is a keyed bijection of the stream's position (order.py), and every random
+choice of a view is keyed by (seed, stream, view number, row, visit) (keyed.py). So the pipeline's whole state is one counter, a view
+is the same whatever the batch size, and nothing reads a global generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import keyed
+from .batch import Batch, DataSpec, Split, Sweep, Views
+from .errors import CheckpointError, ConfigError, DataError, unknown
+from .order import visited
+from .policies import policy as policy_named
+from .source import Source
+from .views import Augmenter, recipe
+
+PARTS = ("labelled", "unlabelled", "test", "train")
+# Streams never share keys: a labelled row seen as unlabelled in the same epoch gets another crop.
+_LABELLED, _UNLABELLED, _SWEEP = 1, 2, 3
+_ORDER, _VIEW = 1, 2
+
+
+class _Request(NamedTuple):
+    """One view of one batch: where its rows come from, under which keys, by which recipe."""
+
+    view: str
+    rows: Tensor  # [n] int64
+    keys: Tensor  # [n] int64
+
+
+class ResidentPipeline:
+    """Draws batches from a set that is held in the device's memory.
+
+    Args:
+        source: the set; its images are copied to the device once.
+        split: who is labelled.
+        views: the views of each draw.
+        batch_size: labelled rows a draw, B.
+        ratio: unlabelled rows per labelled one, U = ratio * B.
+        seed: of the order of rows and of the views.
+        policy: name of the strong view's policy.
+        device: where the images live and batches are made.
+
+    Attributes:
+        spec: DataSpec of what is drawn.
+        split: the split in use.
+        capturable: whether `draw` may run inside a captured graph: on CUDA it reads nothing on the host.
+
+    Raises:
+        ConfigError: unknown view or policy, batch size or ratio below 1.
+        DataError: no labelled or no unlabelled row where views of them are asked for.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        split: Split,
+        views: Views,
+        *,
+        batch_size: int,
+        ratio: int = 1,
+        seed: int = 0,
+        policy: str = "fixmatch",
+        device: torch.device | str = "cpu",
+    ):
+        if batch_size < 1:
+            raise ConfigError(f"batch size {batch_size}: ask for at least one labelled image a step")
+        if views.unlabelled and ratio < 1:
+            raise ConfigError(f"ratio {ratio}: ask for at least one unlabelled image per labelled one")
+        for name in (*views.labelled, *views.unlabelled):
+            recipe(name)
+        self.source, self.views, self.seed = source, views, seed
+        self.batch_size, self.unlabelled_size = batch_size, batch_size * ratio if views.unlabelled else 0
+        self.device = torch.device(device)
+        self.capturable = self.device.type == "cuda"
+        size = tuple(source.images.shape[2:])
+        self.augmenter = Augmenter(policy_named(policy), size, flip=source.flip, device=self.device)
+        self.images = torch.from_numpy(source.images).to(self.device)
+        self.known = torch.from_numpy(source.label).to(self.device)
+        mean, std = torch.tensor(source.mean), torch.tensor(source.std)
+        self.scale = (1 / (255 * std)).view(1, 3, 1, 1).to(self.device)
+        self.offset = (-mean / std).view(1, 3, 1, 1).to(self.device)
+        self.step = torch.zeros((), dtype=torch.int64, device=self.device)
+        rows = len(source)
+        # Room for every row in every role, so that a new split moves no address.
+        self._rows = {name: torch.zeros(rows, dtype=torch.int64, device=self.device) for name in ("labelled", "unlabelled")}
+        self._count = {name: torch.ones((), dtype=torch.int64, device=self.device) for name in ("labelled", "unlabelled")}
+        self._label = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self._weight = torch.zeros(rows, dtype=torch.float32, device=self.device)
+        self.use(split)
+
+    @property
+    def spec(self) -> DataSpec:
+        source = self.source
+        return DataSpec(
+            name=source.name,
+            classes=source.classes,
+            shape=tuple(source.images.shape[1:]),
+            rows=len(source),
+            unlabelled=len(self.split.unlabelled),
+            mean=tuple(source.mean),
+            std=tuple(source.std),
+            keeps_label=frozenset({"flip"} if source.flip else ()),
+        )
+
+    def use(self, split: Split) -> None:
+        """Takes another split in place: new labels, weights or roles, from the next draw on.
+
+        Raises:
+            DataError: a part that the views need is empty.
+        """
+        name = self.source.name
+        if not len(split.labelled) and self.views.labelled:
+            raise DataError(f"no labelled images in {name}; give some labels")
+        if not len(split.unlabelled) and self.views.unlabelled:
+            raise DataError(f"no unlabelled images in {name}, and the method learns from them; add some, or take --method supervised")
+        self.split = split
+        for role, rows in (("labelled", split.labelled), ("unlabelled", split.unlabelled)):
+            self._rows[role][: len(rows)].copy_(torch.from_numpy(rows))
+            # A part of no rows is never drawn from; 1 keeps the modulus defined.
+            self._count[role].fill_(max(1, len(rows)))
+        self._label[: len(split.label)].copy_(torch.from_numpy(split.label))
+        self._weight[: len(split.weight)].copy_(torch.from_numpy(split.weight))
+
+    def _visit(self, role: str, stream: int, count: int) -> tuple[Tensor, Tensor]:
+        """The stream's next rows: ([count] position within the role, [count] visit)."""
+        return visited(self.step * count, count, self._count[role], keyed.key(self.seed, _ORDER, stream))
+
+    def _requests(self, names: tuple[str, ...], stream: int, rows: Tensor, visit: Tensor) -> list[_Request]:
+        base = [keyed.key(self.seed, _VIEW, stream, number) for number in range(len(names))]
+        return [_Request(name, rows, keyed.joined(base[number], rows, visit)) for number, name in enumerate(names)]
+
+    def _made(self, requests: list[_Request]) -> list[Tensor]:
+        """Makes all views of a batch together: one crop, one pass of the policy, one normalisation."""
+        if not requests:
+            return []
+        # Sorted so that the views that need a crop, and among them those that need the policy, are the tail of one buffer.
+        work = [recipe(request.view) for request in requests]
+        order = sorted(range(len(requests)), key=lambda i: (work[i].policy, work[i].crop))
+        rows = torch.cat([requests[i].rows for i in order])
+        keys = torch.cat([requests[i].keys for i in order])
+        sizes = [len(requests[i].rows) for i in order]
+        plain = sum(size for i, size in zip(order, sizes, strict=True) if not work[i].crop)
+        weak = plain + sum(size for i, size in zip(order, sizes, strict=True) if work[i].crop and not work[i].policy)
+        x = self.images.index_select(0, rows)
+        if plain < len(x):
+            x[plain:] = self.augmenter.cropped(x[plain:], keys[plain:])
+        if weak < len(x):
+            x[weak:] = self.augmenter.strengthened(x[weak:], self.augmenter.drawn(keys[weak:]))
+        pieces = dict(zip(order, self._normalised(x).split(sizes), strict=True))
+        return [pieces[i] for i in range(len(requests))]
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        """[n, 3, H, W] uint8 -> fp32 (x / 255 - mean) / std."""
+        return (x * self.scale).add_(self.offset)
+
+    def draw(self) -> Batch:
+        """The next batch. Within an epoch of a stream no row comes twice; a set smaller than a batch repeats rows with fresh views."""
+        at, visit = self._visit("labelled", _LABELLED, self.batch_size)
+        index = self._rows["labelled"].index_select(0, at)
+        requests = self._requests(self.views.labelled, _LABELLED, index, visit)
+        if self.unlabelled_size:
+            position, visit = self._visit("unlabelled", _UNLABELLED, self.unlabelled_size)
+            unlabelled = self._rows["unlabelled"].index_select(0, position)
+            requests += self._requests(self.views.unlabelled, _UNLABELLED, unlabelled, visit)
+        else:
+            unlabelled = index[:0]
+        made = self._made(requests)
+        self.step.add_(1)
+        first = len(self.views.labelled)
+        return Batch(
+            labelled=tuple(made[:first]),
+            label=self._label.index_select(0, at),
+            weight=self._weight.index_select(0, at),
+            index=index,
+            unlabelled=tuple(made[first:]),
+            unlabelled_index=unlabelled,
+            hidden_label=self.known.index_select(0, unlabelled),
+        )
+
+    def sweep(self, part: str, batch_size: int = 512, view: str = "plain") -> Iterator[Sweep]:
+        """One ordered pass over a part: "labelled", "unlabelled", "test", or "train" (labelled and unlabelled rows, each once).
+
+        Random views are keyed by the sample, at visit 0: every sweep of a view sees the same images. Labels of labelled rows are the
+        split's; all others are the source's, for measuring alone, -1 where unknown.
+        """
+        if part not in PARTS:
+            raise ConfigError(unknown("part", part, PARTS))
+        recipe(view)
+        split = self.split
+        rows = np.union1d(split.labelled, split.unlabelled) if part == "train" else getattr(split, part)
+        label = self.source.label.copy()
+        if part in ("labelled", "train"):
+            label[split.labelled] = split.label
+        for start in range(0, len(rows), batch_size):
+            piece = rows[start : start + batch_size]
+            index = torch.from_numpy(piece).to(self.device)
+            inputs = self._made(self._requests((view,), _SWEEP, index, torch.zeros_like(index)))[0]
+            yield Sweep(inputs, torch.from_numpy(label[piece]).to(self.device), index)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The number of batches drawn: all that a resume needs besides split and seed."""
+        return {"step": self.step.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Goes to the state's place in the streams, in place. Raises CheckpointError for a state of another kind of pipeline."""
+        if set(state) != {"step"} or not isinstance(state["step"], Tensor) or state["step"].shape != ():
+            raise CheckpointError(f"this pipeline's state is a single step; the checkpoint holds {', '.join(sorted(state)) or 'nothing'}")
+        self.step.copy_(state["step"])

@@ -1,0 +1,45 @@
+"""Source: a data set once read, checked and indexed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Source:
+    """Images of one size with what is known of them. Rows are sorted by id, whatever the order of files on disk.
+
+    Attributes:
+        name: what the set is called in reports.
+        classes: class names, sorted; a label is a position in this tuple.
+        ids: one name a row: "digits/0007", or the image's path relative to the data folder with forward slashes.
+        label: [N] int64, -1 where unknown.
+        given: [N] bool, whether the label may be given to training. A label that is known but not given (a class folder's image
+            that labels.csv does not name) serves to measure pseudo-labels only.
+        test: [N] bool, the fixed test part.
+        images: [N, 3, S, S] uint8.
+        content: [N] uint64, hash of the file's bytes: equal rows are copies of one image.
+        flip: whether mirroring left to right keeps the label.
+        mean, std: normalisation constants of the three channels, for values in [0, 1].
+        quarantine: (id, reason) of each image that could not be decoded; such images have no row.
+        warnings: sentences for the user.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    ids: list[str]
+    label: np.ndarray
+    given: np.ndarray
+    test: np.ndarray
+    images: np.ndarray
+    content: np.ndarray
+    flip: bool
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    quarantine: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)

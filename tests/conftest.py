@@ -1,0 +1,48 @@
+"""What all tests share: no network, the compiler marker, and Python in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# Set before anything imports a hub client: a test that would fetch must fail at once instead of waiting for a network.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="disabled")
+
+from fastssl import environment  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = environment.missing_build_tools()
+    if not missing:
+        return
+    skip = pytest.mark.skip(reason=f"needs a C++ compiler: apt-get install {' '.join(missing)}")
+    for item in items:
+        if item.get_closest_marker("compiler"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs this interpreter with the given arguments in a fresh process; fails the test with its stderr unless it exits with `code`."""
+
+    def call(*args: str, cwd: Path = ROOT, code: int = 0, timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
+        # PYTHONPATH is dropped: what is importable must be so by the working folder or by installation alone.
+        outer = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        done = subprocess.run([sys.executable, *args], cwd=cwd, env=outer | env, capture_output=True, text=True, timeout=timeout)
+        assert done.returncode == code, f"exit {done.returncode}, wanted {code}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return call

@@ -1,0 +1,115 @@
+"""Every bad input ends in one sentence, the right exit code, and no run directory."""
+
+import json
+
+import pytest
+
+from fastssl.cli import main
+
+
+def fails(capsys, tmp_path, args, code, *fragments):
+    out = tmp_path / "made"
+    assert main(["train", "--quiet", "--steps", "2", *args, "--out", str(out)]) == code
+    text = capsys.readouterr().err
+    assert text.startswith("fastssl: ") and "Traceback" not in text
+    for fragment in fragments:
+        assert fragment in text, text
+    assert not out.exists(), "no run directory may be left"
+    return text
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "fragments"),
+    [
+        (["--method", "finesll"], 2, ("unknown method 'finesll'", "finessl")),
+        (["--method", "fixmatch", "--model", "wrn-28-3"], 2, ("unknown model 'wrn-28-3'", "wrn-28-2")),
+        (["--data", "digit"], 2, ("digit", "digits")),
+        (["--set", "train.stepps=3"], 2, ("train.stepps", "train.steps")),
+        (["--set", "steps=3"], 2, ("--set takes section.option=value",)),
+        (["--method", "fixmatch", "--set", "method.margin_scale=3"], 2, ("fixmatch has no such option", "method.margin_scale")),
+        (["--method", "finessl", "--set", "method.margin_scal=3"], 2, ("method.margin_scale",)),
+        (["--lr", "fast"], 2, ("train.lr", "a number", "'fast'")),
+        (["--steps", "1.5"], 2, ("train.steps", "a whole number")),
+        (["--amp", "bf61"], 2, ("bf61", "bf16")),
+        (["--amp", "fp16", "--device", "cpu"], 4, ("fp16", "CUDA", "bf16")),
+        (["--device", "cuda:77"], 4, ("cuda:77",)),
+        (["--device", "gpu"], 2, ("--device", "gpu")),
+        (["--labels-per-class", "1000"], 3, ("1000",)),
+        (["--labels-total", "5"], 2, ("5", "10")),
+        (["--labels-per-class", "2", "--labels-total", "20"], 2, ()),
+        (["--label-fraction", "1.5"], 2, ("1.5",)),
+        (["--model", "wrn-28-2", "--tune", "vpt_deep"], 2, ("vpt_deep", "wrn-28-2")),
+        (["--model", "wrn-28-2", "--set", "model.head_init=text"], 2, ("text tower", "wrn-28-2")),
+        (["--weights", "nowhere.safetensors"], 4, ("nowhere.safetensors",)),
+        (["--set", "data.size=64"], 2, ("32", "64")),
+        (["--policy", "fixmach"], 2, ("fixmach", "fixmatch")),
+        (["--stepz", "3"], 2, ("--stepz", "--steps")),
+        (["--lr", "1", "--set", "train.lr=2"], 2, ("given twice",)),
+        (["--config", "nowhere.yaml"], 2, ("nowhere.yaml",)),
+        (["--batch-size", "0"], 2, ("batch_size",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_one_sentence_and_the_right_code(capsys, tmp_path, args, code, fragments):
+    fails(capsys, tmp_path, args, code, *fragments)
+
+
+def test_missing_split_file(capsys, tmp_path):
+    fails(capsys, tmp_path, ["--split", str(tmp_path / "nowhere.csv")], 3, "nowhere.csv")
+
+
+def test_a_run_that_exists_is_kept(capsys, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    assert main(["train", "--steps", "2", "--out", str(out)]) == 2
+    assert "exists" in (text := capsys.readouterr().err) and "--overwrite" in text
+    assert (out / "mine.txt").read_text() == "keep" and len(list(out.iterdir())) == 1
+
+
+def test_resume_without_a_run(capsys, tmp_path):
+    assert main(["train", "--resume", str(tmp_path)]) == 6
+    assert "config.yaml" in capsys.readouterr().err
+
+
+def test_unknown_command(capsys):
+    assert main(["trian"]) == 2
+    assert "train" in capsys.readouterr().err
+
+
+def test_an_unsafe_yaml_is_not_run(capsys, tmp_path):
+    bomb = tmp_path / "bomb.yaml"
+    bomb.write_text(f"train: !!python/object/apply:os.mkdir ['{tmp_path}/bombed']\n")
+    fails(capsys, tmp_path, ["--config", str(bomb)], 2, "bomb.yaml")
+    assert not (tmp_path / "bombed").exists()
+
+
+def test_unexpected_errors_leave_a_traceback_in_a_file(capsys, monkeypatch):
+    import fastssl.commands.methods as command
+
+    def broken(args):
+        raise RuntimeError("inside")
+
+    monkeypatch.setattr(command, "run", broken)
+    assert main(["methods"]) == 1
+    text = capsys.readouterr().err
+    path = text.rsplit(" ", 1)[1].strip()
+    assert "inside" in text and "Traceback" in open(path).read()
+
+
+def test_methods_lists_and_shows(capsys):
+    assert main(["methods", "--json"]) == 0
+    names = [entry["name"] for entry in json.loads(capsys.readouterr().out)]
+    assert names == ["supervised", "fixmatch", "finessl"]
+    assert main(["methods", "show", "finessl"]) == 0
+    text = capsys.readouterr().out
+    assert "method.margin_scale=8.0" in text and "alpha_0" in text and "2405.11756" in text
+    assert main(["methods", "show", "finesl"]) == 2
+    assert "finessl" in capsys.readouterr().err
+
+
+def test_dry_run_writes_nothing(capsys, tmp_path):
+    out = tmp_path / "run"
+    assert main(["train", "--method", "finessl", "--dry-run", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "margin_scale: 8.0" in text and "40 labelled" in text and not out.exists()

@@ -1,0 +1,71 @@
+"""A tiny float64 network, a data spec and made-up batches for the methods' tests."""
+
+import pytest
+import torch
+from torch import nn
+
+from fastssl.methods import find
+from fastssl.models import Network
+from fastssl.models.heads import CosineHead, LinearHead
+from fastssl.pipelines.batch import Batch, DataSpec
+from fastssl.schedules import Clock
+
+CLASSES, ROWS, LABELLED, UNLABELLED = 5, 40, 4, 6
+
+
+class Tiny(nn.Module):
+    num_features = 7
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(27, 9), nn.Tanh(), nn.Linear(9, 7))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def network(head="cosine", seed=0):
+    torch.manual_seed(seed)
+    encoder = Tiny()
+    return Network(encoder, CosineHead(7, CLASSES) if head == "cosine" else LinearHead(7, CLASSES)).double()
+
+
+def spec():
+    names = tuple("abcde")
+    return DataSpec("toy", names, (3, 3, 3), rows=ROWS, unlabelled=ROWS - 8)
+
+
+def method(name, head="cosine", unlabelled_batch=UNLABELLED, weak_pass="separate", **options):
+    kind = find(name)
+    return kind(kind.Config(**options), network(head), spec(), unlabelled_batch=unlabelled_batch, weak_pass=weak_pass).double()
+
+
+def batch(views, seed=0):
+    g = torch.Generator().manual_seed(seed)
+
+    def images(n):
+        return torch.randn(n, 3, 3, 3, generator=g, dtype=torch.float64)
+
+    return Batch(
+        labelled=tuple(images(LABELLED) for _ in views.labelled),
+        label=torch.randint(CLASSES, (LABELLED,), generator=g),
+        weight=torch.ones(LABELLED),
+        index=torch.arange(LABELLED),
+        unlabelled=tuple(images(UNLABELLED) for _ in views.unlabelled),
+        unlabelled_index=torch.randint(8, ROWS, (UNLABELLED,), generator=g),
+        hidden_label=torch.randint(-1, CLASSES, (UNLABELLED,), generator=g),
+    )
+
+
+def clock(step=0, total=100):
+    c = Clock(total, 0)
+    c.step.fill_(step)
+    return c
+
+
+@pytest.fixture
+def toy():
+    """The makers above, as one namespace."""
+    from types import SimpleNamespace
+
+    return SimpleNamespace(method=method, batch=batch, clock=clock, spec=spec, network=network)
