@@ -49,4 +49,3 @@ def bench_prompts(benchmark, shape):
         ratios.append((middle - start) / (time.perf_counter() - middle))
     benchmark.extra_info["ratio_to_plain"] = statistics.median(ratios)
     benchmark.pedantic(cheap, rounds=ROUNDS)
-

@@ -34,7 +34,9 @@ class Parser(argparse.ArgumentParser):
         for word in rest:
             if word.startswith("-"):
                 flags = [flag for action in self._active(args)._actions for flag in action.option_strings]
-                raise ConfigError(unknown("flag", word.split("=")[0], flags) if _near(word, flags) else f"unknown flag '{word}'; see --help")
+                flag = word.split("=")[0]
+                near = difflib.get_close_matches(flag, flags, n=1, cutoff=0.5)
+                raise ConfigError(unknown("flag", flag, flags) if near else f"unknown flag '{flag}'; see {self.prog} --help")
             raise ConfigError(f"unexpected argument '{word}'; see {self.prog} --help")
         return parsed
 
@@ -47,10 +49,6 @@ class Parser(argparse.ArgumentParser):
                     if word in action.choices:
                         return action.choices[word]
         return self
-
-
-def _near(word: str, known: Sequence[str]) -> bool:
-    return bool(difflib.get_close_matches(word.split("=")[0], known, n=1, cutoff=0.5))
 
 
 def parser() -> Parser:

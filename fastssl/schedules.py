@@ -24,9 +24,7 @@ class Clock:
         self.step.add_(1)
 
 
-def learning_rate(
-    step: Tensor, *, peak: float, total: int, schedule: str = "cosine", warmup: int = 0, period: int = 1
-) -> Tensor:
+def learning_rate(step: Tensor, *, peak: float, total: int, schedule: str = "cosine", warmup: int = 0, period: int = 1) -> Tensor:
     """[] fp32 learning rate of `step` [] int64.
 
     With w warm-up steps the rate first rises linearly from peak/w to peak; then, at progress r in [0, 1) of the rest:

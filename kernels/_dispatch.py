@@ -2,6 +2,7 @@
 
 This version has the reference alone, and it serves every device. `FASTSSL_KERNELS=reference` asks for it by name; `FASTSSL_KERNELS=triton`
 is refused at the call, because another implementation than the one asked for must never answer in silence.
+Code compiled by `torch.compile` keeps what the variable said when it was traced.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def consistency_loss(
 def class_statistics(teacher: Tensor, *, threshold: float | Tensor | None = None) -> ClassStatistics:
     """Statistics of a batch of predictions: what adaptive thresholds and distribution alignment are made of.
 
-    They serve FlexMatch (arXiv 2110.08263, eq. 5), FreeMatch (arXiv 2205.07246, eqs. 5 and 6), SoftMatch (arXiv 2301.10921) and alignment.
+    They serve FlexMatch (arXiv 2110.08263), FreeMatch (arXiv 2205.07246, eqs. 5 and 6), SoftMatch (arXiv 2301.10921) and alignment.
 
     Args:
         teacher: [N, C] logits, N >= 1; read without gradient.

@@ -110,10 +110,11 @@ class _Plan:
     def test_table(self, path: Path, *, exclusive: bool) -> None:
         """The test part as a CSV. `exclusive`: a row of labels.csv may not be in it (class folders merely give way)."""
         table = self._read(path, blank=False)
+        for name in table.label:
+            if exclusive and name in self.given:
+                table.problems.append((table.place[name], f"'{name}' is a test image and labelled for training; keep it in one part"))
         self._check(table)
         for name, label in table.label.items():
-            if exclusive and name in self.given:
-                self.problems.append((table.place[name], f"'{name}' is a test image and labelled for training; keep it in one part"))
             self.paths.setdefault(name, self.root / name)
             self.label[name] = label
         self.test.update(table.label)
@@ -176,8 +177,8 @@ class _Plan:
         total += len(self.quarantine)
         if len(bad) > max_bad * total:
             raise DataError(
-                f"{len(bad)} of {total} images in {self.root} cannot be decoded, {len(bad) / total:.1%} where --max-bad allows {max_bad:.1%}; "
-                "repair or remove them, or raise --max-bad:",
+                f"{len(bad)} of {total} images in {self.root} cannot be decoded, {len(bad) / total:.1%} where --max-bad "
+                f"allows {max_bad:.1%}; repair or remove them, or raise --max-bad:",
                 bad,
             )
         if len(bad) == total:

@@ -97,7 +97,9 @@ def read_labels(path: Path, root: Path, *, blank: bool = True) -> Labels:
         else:
             found.label[name], found.place[name] = label, place
     if copies:
-        found.warnings.append(f"{path.name} repeats rows that it already has, in line {', '.join(copies[:10])}{', ...' if len(copies) > 10 else ''}")
+        found.warnings.append(
+            f"{path.name} repeats rows that it already has, in line {', '.join(copies[:10])}{', ...' if len(copies) > 10 else ''}"
+        )
     if not rows and not problems:
         found.problems.append((f"{path.name}:1", "has no row below its header"))
     return found

@@ -5,7 +5,7 @@ same table makes the same views.
 
 | name | operations | source |
 |---|---|---|
-| fixmatch | 2 of 14, level 1..9, each with P 1/2, cutout of half the side, grey 127 | FixMatch's RandAugment as in kekmodel's PyTorch port |
+| fixmatch | 2 of 14, level 1..9, each with P 1/2, cutout of half the side, grey 127 | FixMatch's RandAugment, kekmodel's PyTorch port |
 | finessl | the same, cutout of 16/224 of the side | FineSSL's code at 224 pixels, kept in proportion at other sizes |
 | finessl_16px | the same, cutout of 16 pixels at any size | FineSSL's code to the letter |
 | usb | 3 of 14, continuous magnitudes, always applied, cutout up to half the side | USB |

@@ -76,8 +76,7 @@ def _check_enough(source: Source, have: np.ndarray, wanted: np.ndarray) -> None:
     empty = [source.classes[c] for c in np.flatnonzero(have == 0)]
     if empty:
         raise DataError(
-            f"classes of {source.name} without a labelled image: {_named(empty, len(source.classes))}; "
-            "label some, or leave the class out"
+            f"classes of {source.name} without a labelled image: {_named(empty, len(source.classes))}; label some, or leave the class out"
         )
     short = np.flatnonzero(wanted > have)
     if len(short):
@@ -101,12 +100,16 @@ def _held_out(source: Source, candidates: np.ndarray, share: float, seed: int) -
 def _check_leaks(source: Source, labelled: np.ndarray, unlabelled: np.ndarray, test: np.ndarray, warn: Callable[[str], None]) -> None:
     """Copies of test images: an error among the labelled, a warning among the unlabelled."""
     tested = {int(source.content[r]): source.ids[r] for r in test}
-    leaks = [(source.ids[r], f"is a copy of test image {tested[int(source.content[r])]}") for r in labelled if int(source.content[r]) in tested]
+    leaks = [
+        (source.ids[r], f"is a copy of test image {tested[int(source.content[r])]}") for r in labelled if int(source.content[r]) in tested
+    ]
     if leaks:
         raise DataError(f"labelled images of {source.name} that are also in its test part: {len(leaks)}; remove one of each pair:", leaks)
     copies = unlabelled[np.isin(source.content[unlabelled], source.content[test])]
     if len(copies):
-        warn(f"copies of test images among the unlabelled: {_named([source.ids[r] for r in copies], len(unlabelled))}; accuracy may flatter")
+        warn(
+            f"copies of test images among the unlabelled: {_named([source.ids[r] for r in copies], len(unlabelled))}; accuracy may flatter"
+        )
 
 
 def make(

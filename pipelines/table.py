@@ -68,7 +68,12 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
             if problems:
                 return [], problems
         elif len(fields) != len(columns):
-            problems.append((f"{path.name}:{line}", f"number of fields is {len(fields)}, the header has {len(columns)}; quote fields that hold the delimiter"))
+            problems.append(
+                (
+                    f"{path.name}:{line}",
+                    f"number of fields is {len(fields)}, the header has {len(columns)}; quote fields that hold the delimiter",
+                )
+            )
         elif any("\0" in field for field in fields):
             problems.append((f"{path.name}:{line}", "holds a NUL character"))
         else:

@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
         source = sources.load(args.data, size=trained.size, labels=args.labels)
         strange = sorted(set(source.classes) - set(trained.classes))
         if strange:
-            raise DataError(f"{args.data} has classes that the run never saw: {', '.join(strange[:5])}; the run knows {', '.join(trained.classes)}")
+            known = ", ".join(trained.classes)
+            raise DataError(f"{args.data} has classes that the run never saw: {', '.join(strange[:5])}; the run knows {known}")
         to_run = [trained.classes.index(name) for name in source.classes]
         rows = [i for i, label in enumerate(source.label) if label >= 0]
         label = [to_run[source.label[i]] for i in rows]
@@ -42,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
         source = sources.load(data.name, size=trained.size, labels=data.labels, test=data.test, max_bad=data.max_bad)
         split = splits.load(folder / "split.csv", source)
         if source.classes != trained.classes:
-            raise DataError(f"{data.name} has classes {', '.join(source.classes)} now, and the run was trained on {', '.join(trained.classes)}")
+            now, then = ", ".join(source.classes), ", ".join(trained.classes)
+            raise DataError(f"{data.name} has classes {now} now, and the run was trained on {then}; give it back its folders")
         rows = list(split.test)
         label = [int(source.label[i]) for i in rows]
     if not rows:

@@ -114,4 +114,3 @@ def predict_rows(files: list[Path], trained, amp: str, bad: list[tuple[str, str]
         top = max(range(len(p)), key=p.__getitem__)
         rows.append([guarded(str(path)), trained.classes[top], f"{p[top]:.6f}", *(f"{value:.6f}" for value in p)])
     return rows
-

@@ -66,9 +66,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         config = configure(args)
         folder = Path(args.out) if args.out else next_folder(config)
-        if folder.exists() and any(folder.iterdir()) and not args.overwrite and not args.dry_run:
-            raise ConfigError(f"{folder} exists; give another --out, --resume {folder} to go on with it, or --overwrite")
         from ..engine.assemble import assemble
+        from ..engine.directory import check_free
+
+        if not args.dry_run:
+            check_free(folder, overwrite=args.overwrite)
 
         parts = assemble(config)
         if args.dry_run:
@@ -95,9 +97,7 @@ def configure(args: argparse.Namespace) -> RunConfig:
     name = given.get("method.name") or file.get("method.name") or DEFAULT_METHOD
     kind = methods.find(str(name))
     chosen = {**file, **given}
-    preset = presets.defaults(
-        str(name), model=chosen.get("model.name"), data=chosen.get("data.name"), weights=chosen.get("model.weights")
-    )
+    preset = presets.defaults(str(name), model=chosen.get("model.name"), data=chosen.get("data.name"), weights=chosen.get("model.weights"))
     if any(chosen.get(key) not in (None, "none", "null", "") for key in SELECTORS) or "data.labels" in chosen:
         # The user says who is labelled: the preset's own number of labels gives way.
         preset = {k: v for k, v in preset.items() if k not in SELECTORS}
@@ -153,7 +153,8 @@ def resumed(args: argparse.Namespace) -> Any:
         raise ConfigError("--resume goes on in its own directory with its own configuration; leave out --out, --overwrite and --config")
     if given.get("method.name", config.method_name) != config.method_name:
         raise CheckpointError(
-            f"{folder} holds a run of {config.method_name}, not {given['method.name']}; leave out --method, or train anew with another --out"
+            f"{folder} holds a run of {config.method_name}, not {given['method.name']}; "
+            "leave out --method, or train anew with another --out"
         )
     soft = {"train.stop_at", "train.report_every", "train.eval_every", "train.save_every", "train.keep"}
     changed = resolve(config.method_name, type(config.method), [("config.yaml", own), ("the command line", given)])

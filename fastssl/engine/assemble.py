@@ -150,5 +150,3 @@ def choose_device(name: str, amp: str) -> torch.device:
 def trained_parameters(method: Method) -> int:
     """Number of weights that train."""
     return sum(p.numel() for p in method.parameters() if p.requires_grad)
-
-

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
-import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ..config import RunConfig
+from ..environment import compiler, mend_build_tools
 from ..methods.base import Stage
-from ..pipelines import splits
-from ..pipelines.errors import CheckpointError, ConfigError, DivergedError, FastsslError, Preempted
-from ..pipelines.table import write_table
+from ..pipelines.errors import DivergedError, FastsslError, Preempted
 from ..schedules import Clock
-from . import checkpoint
+from . import checkpoint, directory, state
 from .assemble import Parts, assemble, trained_parameters
-from .report import Reporter, write_atomically
+from .report import Reporter
 from .step import AMP_TYPES, Step
 from .sweep import Judgement, judge, logits_of, reached
 from .update import Update
@@ -59,21 +56,11 @@ class Run:
         self.last: dict[str, float | None] = {}
         self.skipped, self.reported = 0.0, 0
         self.signal: int | None = None
-        self.lock = None
         if folder is not None and not resume:
-            if folder.exists() and any(folder.iterdir()):
-                if not overwrite:
-                    raise ConfigError(f"{folder} exists; give another --out, --resume {folder} to go on with it, or --overwrite")
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "config.yaml", yaml.safe_dump(self.config.nested(), sort_keys=False))
-            splits.save(parts.split, parts.source, folder / "split.csv")
-            if parts.source.quarantine:
-                write_table(folder / "quarantine.csv", ("path", "reason"), parts.source.quarantine)
-        if folder is not None:
-            self.lock = take_lock(folder)
+            directory.create(folder, parts, overwrite=overwrite)
+        self.lock = directory.take_lock(folder) if folder is not None else None
         self.reporter = Reporter(folder, self.total, quiet=quiet)
-        self._set_up(self.method.stage(0, self.total))
+        self.set_up(self.method.stage(0, self.total))
 
     @property
     def images_per_step(self) -> int:
@@ -95,7 +82,9 @@ class Run:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = train.tf32
         if self.done == 0:
             self._announce()
-        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)} if in_main_thread() else {}
+        # Python lets the main thread alone take signals; elsewhere (a notebook's worker) the caller's own handling stays.
+        taken = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        handlers = {number: signal.signal(number, self._on_signal) for number in taken}
         self.reporter.status("running", self.done)
         try:
             self._walk()
@@ -120,7 +109,8 @@ class Run:
             if self.lock is not None:
                 self.lock.close()
 
-    def _set_up(self, stage: Stage) -> None:
+    def set_up(self, stage: Stage) -> None:
+        """Makes clock, update and step of a stage."""
         train = self.config.train
         self.stage = stage
         self.clock = Clock(stage.steps, train.seed, self.parts.device)
@@ -139,6 +129,8 @@ class Run:
         )
         for note in self.parts.notes:
             self.reporter.say(note)
+        if compiler() is None:
+            self.reporter.say(f"warning: {mend_build_tools()}")
 
     def _walk(self) -> None:
         train = self.config.train
@@ -152,7 +144,7 @@ class Run:
                 stage = self.method.stage(self.stage_index, self.total)
                 if stage is None:
                     break
-                self._set_up(stage)
+                self.set_up(stage)
             begin = time.perf_counter()
             self.step()
             self.seconds += time.perf_counter() - begin
@@ -245,61 +237,8 @@ class Run:
 
     def save(self) -> None:
         """Writes a checkpoint of everything that the rest of the run depends on."""
-        if self.folder is None:
-            return
-        state = {
-            "method": self.method.state_dict(),
-            "update": self.update.state_dict(),
-            "step": self.step.state_dict(),
-            "pipeline": self.pipeline.state_dict(),
-            "rng": torch.get_rng_state(),
-            "run": {k: getattr(self, k) for k in ("done", "seconds", "stage_index", "stage_start", "skipped", "reported", "last")},
-            "curve": [list(point) for point in self.curve],
-        }
-        spec = self.pipeline.spec
-        about = {
-            "method": self.config.method_name,
-            "model": self.config.model.name,
-            "classes": list(spec.classes),
-            "shape": list(spec.shape),
-            "mean": list(spec.mean),
-            "std": list(spec.std),
-            "split_hash": self.parts.split.hash,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        checkpoint.save(self.folder / "checkpoints", self.done, state, about, keep=self.config.train.keep)
-
-    def restore(self) -> None:
-        """Takes up the newest checkpoint of the directory that can be read, in place.
-
-        Raises:
-            CheckpointError: none can be read, or it is of another method or split.
-        """
-        state, manifest, complaints = checkpoint.newest(self.folder / "checkpoints")
-        for text in complaints:
-            self.reporter.say(f"warning: {text}; going on from step {manifest['step']}")
-        for name, own in (("method", self.config.method_name), ("model", self.config.model.name), ("split_hash", self.parts.split.hash)):
-            if manifest[name] != own:
-                raise CheckpointError(f"{self.folder} holds a checkpoint of {name} {manifest[name]}, not {own}; resume what it was made by")
-        if manifest["threads"] != torch.get_num_threads():
-            self.reporter.say(
-                f"warning: saved with {manifest['threads']} threads and resumed with {torch.get_num_threads()}: the rest will not be "
-                "bit for bit what it would have been"
-            )
-        run = state["run"]
-        if run["stage_index"] != self.stage_index:
-            self._set_up(self.method.stage(run["stage_index"], self.total))
-        self.method.load_state_dict(state["method"])
-        self.update.load_state_dict(state["update"])
-        self.step.load_state_dict(state["step"])
-        self.pipeline.load_state_dict(state["pipeline"])
-        torch.set_rng_state(state["rng"])
-        for key, value in run.items():
-            setattr(self, key, value)
-        self.curve = [tuple(point) for point in state["curve"]]
-        self.reporter.keep_until(self.done)
-        self.reporter.say(f"resumed at step {self.done} of {self.total}")
+        if self.folder is not None:
+            state.save(self)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self.signal is not None:
@@ -311,29 +250,9 @@ def resume(config: RunConfig, folder: Path, *, quiet: bool = False) -> Run:
     """The run of a directory, brought back to its newest checkpoint. `config` is the directory's own."""
     # The split comes from the directory, never drawn again: a redrawn one would show the model more labels than it claims.
     drawn = {"split": str(folder / "split.csv"), "labels_per_class": None, "label_fraction": None, "labels_total": None, "holdout": None}
+    drawn |= {"sampling": "balanced"}
     parts = assemble(dataclasses.replace(config, data=dataclasses.replace(config.data, **drawn)))
     parts.config = config
     run = Run(parts, folder, quiet=quiet, resume=True)
-    run.restore()
+    state.restore(run)
     return run
-
-
-def take_lock(folder: Path) -> Any:
-    """Holds the directory against a second process, for as long as this one lives.
-
-    Raises:
-        ConfigError: another process holds it.
-    """
-    file = open(folder / ".lock", "w")  # noqa: SIM115 - held open on purpose
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise ConfigError(f"{folder} is being trained by another process; wait for it or give another --out") from None
-    return file
-
-
-def in_main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()

@@ -48,7 +48,10 @@ def judge(logits: Tensor, label: Tensor, classes: int) -> Judgement | None:
     if len(label) == 0:
         return None
     confidence, guess = logits.double().softmax(dim=1).max(dim=1)
-    right = guess == label
+    # Logits that are not finite decide nothing: such a row counts as wrong, and as sure of it.
+    broken = ~torch.isfinite(logits).all(dim=1)
+    confidence = torch.where(broken, 1.0, confidence)
+    right = (guess == label) & ~broken
     per_class = [float(right[label == c].double().mean()) if bool((label == c).any()) else None for c in range(classes)]
     return Judgement(
         accuracy=float(right.double().mean()),

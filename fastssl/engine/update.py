@@ -70,9 +70,7 @@ class Update:
                     target.copy_(value)
 
     def state_dict(self) -> dict[str, object]:
-        state = {
-            str(i): {k: v for k, v in self.optimizer.state[p].items() if isinstance(v, Tensor)} for i, p in enumerate(self.parameters)
-        }
+        state = {str(i): {k: v for k, v in self.optimizer.state[p].items() if isinstance(v, Tensor)} for i, p in enumerate(self.parameters)}
         return {"optimizer": state, "scale": self.scale, "growth": self.growth}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
@@ -127,9 +125,7 @@ def make_optimizer(named: list[tuple[str, nn.Parameter]], lr: Tensor, config: Tr
     return optimizer
 
 
-def pairs(
-    average: nn.Module, source: nn.Module, decay: float
-) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]], float]:
+def pairs(average: nn.Module, source: nn.Module, decay: float) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]], float]:
     """Averaged and source parameters that move, and buffers to copy. Frozen parameters are equal already and stay out."""
     moving = [(a, s) for a, s in zip(average.parameters(), source.parameters(), strict=True) if s.requires_grad]
     buffers = list(zip(average.buffers(), source.buffers(), strict=True))

@@ -57,9 +57,7 @@ class FineSSL(Method):
         )
         margin: str = option("code", "(1 - beta) / (1 + beta), or the paper's 1 - beta", choices=CODE_OR_PAPER)
         margin_labelled: bool = option(True, "margins in the labelled term too; off is the paper's ablation")
-        smoothed_label: str = option(
-            "code", "off-classes get eps / (C - 1), or the paper's eps / C on every class", choices=CODE_OR_PAPER
-        )
+        smoothed_label: str = option("code", "off-classes get eps / (C - 1), or the paper's eps / C on every class", choices=CODE_OR_PAPER)
         auxiliary_labelled: str = option("code", "plain cross-entropy, or the paper's smoothed one", choices=CODE_OR_PAPER)
         auxiliary_target: str = option(
             "code", "hard smoothed label of the main head, or the paper's soft consistency with it", choices=CODE_OR_PAPER

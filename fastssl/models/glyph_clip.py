@@ -33,7 +33,7 @@ class GlyphVision(VisionTransformer):
     """The image tower: reads colour pictures by the mean of their channels."""
 
     def embed(self, x: Tensor) -> Tensor:
-        """[N, 1 or 3, 32, 32] -> [N, T, d], in fp32 under autocast too: bf16 convolutions of so few channels are slow, backward above all."""
+        """[N, 1 or 3, 32, 32] -> [N, T, d], in fp32 even under autocast: bf16 convolutions this narrow are slow."""
         with torch.autocast(x.device.type, enabled=False):
             return super().embed(x.float().mean(1, keepdim=True))
 
@@ -104,7 +104,7 @@ class GlyphCLIP(nn.Module):
         return F.normalize(torch.stack([rows.mean(0) for rows in each]), dim=-1)
 
     def text_head(self, names: Sequence[str]) -> Tensor:
-        """K class names -> [K, d] rows T P^T for a head on `vision`'s features: f (T P^T)^T = (f P) T^T, the zero-shot logit up to norms."""
+        """K class names -> [K, d] rows T P^T of a head on `vision`'s features: f (T P^T)^T = (f P) T^T, zero-shot up to norms."""
         return self.encode_text(names) @ self.projection.weight.float()
 
     def zero_shot(self, images: Tensor, names: Sequence[str]) -> Tensor:

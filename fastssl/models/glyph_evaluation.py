@@ -13,47 +13,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastssl.pipelines.digits import load_digits
+
 from .glyph_clip import IMAGE_SIZE, MEAN, STD, GlyphCLIP, load
 from .names import DIGITS
 
 
-def digit_pictures() -> tuple[Tensor, np.ndarray]:
-    """All 1,797 digits as the encoder takes them: [1797, 1, 32, 32] fp32, bilinear from 8 x 8, and their labels."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    x = torch.from_numpy(data.images).float()[:, None] / 16
-    return (F.interpolate(x, size=IMAGE_SIZE, mode="bilinear", align_corners=False) - MEAN) / STD, data.target
+def digit_pictures() -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """All 1,797 digits as the pipeline shows them: [1797, 3, 32, 32] fp32 normalised, labels [1797], and which are the test part."""
+    source = load_digits(IMAGE_SIZE)
+    return (torch.from_numpy(source.images).float() / 255 - MEAN) / STD, source.label, source.test
 
 
 @torch.inference_mode()
-def measure(model: GlyphCLIP, rows: np.ndarray | None = None, seeds: int = 5) -> dict[str, float | list[float]]:
-    """Accuracies on the digits `rows` (all where None) without any fine-tuning of the encoder.
+def measure(model: GlyphCLIP, seeds: int = 5, design: bool = False) -> dict[str, float | list[float]]:
+    """Accuracies on the digits without any fine-tuning of the encoder.
+
+    Args:
+        model: the encoder.
+        seeds: draws of labelled rows.
+        design: look at the training part alone, also for judging: the only look that choices about the encoder may rest on.
 
     Returns:
-        zero_shot: names against pictures. probe_1, probe_4: logistic regression on unit-length features of 1 and 4 labels a class, judged
-        on all other rows, [mean, standard deviation] over `seeds` draws. probe_half: the same of a random half of the rows.
+        `zero_shot` and `zero_shot_test`: names against pictures, on all rows and on the test part. `probe_1`, `probe_4`, `probe_all`:
+        logistic regression on unit-length features with 1, 4 or all labels a class of the training part, judged on the test part,
+        [mean, standard deviation] over the draws. With `design` the probes are judged on the other training rows and
+        `zero_shot` is theirs; `probe_all` then learns from half of them.
     """
     from sklearn.linear_model import LogisticRegression
 
-    x, y = digit_pictures()
-    if rows is not None:
-        x, y = x[rows], y[rows]
-    model = model.eval()
-    zero_shot = torch.cat([model.zero_shot(part, list(DIGITS)) for part in x.split(512)]).argmax(-1).numpy()
+    x, y, test = digit_pictures()
+    if design:
+        x, y, test = x[~test], y[~test], np.zeros((~test).sum(), bool)
+    right = torch.cat([model.zero_shot(part, list(DIGITS)) for part in x.split(512)]).argmax(-1).numpy() == y
     features = torch.cat([F.normalize(model.vision.forward_features(part), dim=-1) for part in x.split(512)]).numpy()
-    result: dict[str, float | list[float]] = {"rows": len(y), "zero_shot": float((zero_shot == y).mean())}
-    for name, labels in (("probe_1", 1), ("probe_4", 4), ("probe_half", None)):
+    result: dict[str, float | list[float]] = {"zero_shot": round(float(right.mean()), 4)}
+    if not design:
+        result["zero_shot_test"] = round(float(right[test].mean()), 4)
+    for name, labels in (("probe_1", 1), ("probe_4", 4), ("probe_all", None)):
         scores = []
         for seed in range(seeds):
-            order = np.random.default_rng(seed).permutation(len(y))
-            if labels is None:
-                train = order[: len(y) // 2]
-            else:
-                train = np.concatenate([order[y[order] == c][:labels] for c in range(10)])
-            rest = np.setdiff1d(order, train)
-            scores.append(LogisticRegression(C=100, max_iter=5000).fit(features[train], y[train]).score(features[rest], y[rest]))
-        result[name] = [float(np.mean(scores)), float(np.std(scores))]
+            order = np.random.default_rng(seed).permutation(np.flatnonzero(~test))
+            known = order[: len(order) // 2] if design else order
+            if labels is not None:
+                known = np.concatenate([order[y[order] == c][:labels] for c in range(10)])
+            judged = np.setdiff1d(order, known) if design else np.flatnonzero(test)
+            scores.append(LogisticRegression(C=100, max_iter=5000).fit(features[known], y[known]).score(features[judged], y[judged]))
+        result[name] = [round(float(np.mean(scores)), 4), round(float(np.std(scores)), 4)]
     return result
 
 

@@ -2,7 +2,7 @@
 
 The chain copies what happens to a scanned character: a hand bends it (affine, perspective, elastic), a pen of some width draws it
 (the threshold of the distance, itself noisy along the line), a scanner crops it tight and digitises it, a set stores it small, a
-pipeline scales it up bilinearly, and light, framing and occlusion differ. Everything is vectorised over the batch in torch.
+pipeline scales it up, and light, framing and occlusion differ. Everything is vectorised over the batch in torch.
 
 Legend: N glyphs, k nodes a side of a coarse random grid.
 """
@@ -30,13 +30,14 @@ class Noise:
     slant_mean: float = 0.08  # hands lean right
     perspective: float = 0.12
     elastic: float = 0.16  # largest standard deviation of a 3 x 3 displacement grid; finer grids move less
-    pen: tuple[float, float] = (1.4, 3.7)
+    pen: tuple[float, float] = (1.6, 4.3)
     outline: tuple[float, float] = (-1.2, 2.2)  # offset of a font's outline
     pressure: float = 0.25  # relative standard deviation of the pen's width along the line
     ragged: float = 0.35  # standard deviation of the edge, in pixels
     tight: float = 0.75  # share cropped to the full height
     stored: tuple[int, ...] = (8, 8, 8, 8, 8, 8, 7, 9, 10, 12, 16, 32)  # sides of the stored picture, drawn with equal chance
-    framing: float = 0.2  # share shifted, scaled or turned after the crop
+    framing: float = 0.15  # share shifted, scaled and turned after the crop
+    shift: float = 0.3  # share of the others shifted by whole pixels, an eighth of the side at most, the rim reflected
     occlusion: float = 0.12
     light: float = 0.15  # share with another contrast, ground and sensor noise
     inverse: float = 0.08  # share of dark ink on light ground
@@ -111,6 +112,7 @@ def _crop(bent: Tensor, radius: Tensor, draw: _Draw, noise: Noise) -> tuple[Tens
     natural = height * (wide / tall) * (draw.normal(n) * 0.15 - 0.1).exp()
     fixed = height * draw.uniform(0.5, 0.9, n)
     width = torch.where(draw.chance(0.5, n), natural, torch.maximum(fixed, natural.clamp(max=12))).clamp(4, 32)
+    width = torch.where(draw.chance(0.8, n), torch.minimum(width, draw.uniform(19, 28, n)), width)
     flat = natural > 1.3 * height  # a glyph wider than tall fills the width instead
     height = torch.where(flat, (32 * tall / wide).clamp(4, 32), height)
     width = torch.where(flat, torch.full_like(width, 32.0), width)
@@ -126,28 +128,33 @@ def _crop(bent: Tensor, radius: Tensor, draw: _Draw, noise: Noise) -> tuple[Tens
 
 
 def _store(ink: Tensor, draw: _Draw, noise: Noise) -> Tensor:
-    """Area-average to a small picture of 17 levels, and scale up again."""
+    """Area-average to a small picture of 17 levels, and scale up again, bilinear or bicubic."""
     side = torch.tensor(noise.stored)[torch.randint(len(noise.stored), (len(ink),), generator=draw.generator)]
+    cubic = draw.chance(0.5, len(ink))
     out = ink.clone()
     for small in sorted(set(noise.stored) - {PICTURE}):
-        rows = (side == small).nonzero()[:, 0]
-        if len(rows):
-            stored = (F.interpolate(ink[rows], size=small, mode="area") * 16).round() / 16
-            out[rows] = F.interpolate(stored, size=PICTURE, mode="bilinear", align_corners=False)
+        for mode, mine in (("bilinear", ~cubic), ("bicubic", cubic)):
+            rows = ((side == small) & mine).nonzero()[:, 0]
+            if len(rows):
+                stored = (F.interpolate(ink[rows], size=small, mode="area") * 16).round() / 16
+                out[rows] = F.interpolate(stored, size=PICTURE, mode=mode, align_corners=False).clamp(0, 1)
     return out
 
 
 def _frame(x: Tensor, draw: _Draw, noise: Noise) -> Tensor:
-    """Shift, scale and turn a share of the pictures, and cover a square in another."""
+    """Shift, scale and turn a share of the pictures, shift another by whole pixels, and cover a square in a third."""
     n = len(x)
-    some = draw.chance(noise.framing, n)
+    turned, moved = draw.uniform(0, 1, 2, n) < torch.tensor([[noise.framing], [noise.shift]])
     angle, zoom = draw.normal(n) * 0.12, draw.uniform(0.85, 1.25, n)
-    shift = draw.uniform(-0.3, 0.3, n, 2)
-    matrix = torch.stack([angle.cos() * zoom, -angle.sin() * zoom, shift[:, 0], angle.sin() * zoom, angle.cos() * zoom, shift[:, 1]], -1)
-    rows = some.nonzero()[:, 0]
-    if len(rows):
-        where = F.affine_grid(matrix.view(n, 2, 3)[rows], [len(rows), 1, PICTURE, PICTURE], align_corners=False)
-        x = x.index_copy(0, rows, F.grid_sample(x[rows], where, align_corners=False))
+    far = draw.uniform(-0.3, 0.3, n, 2)
+    matrix = torch.stack([angle.cos() * zoom, -angle.sin() * zoom, far[:, 0], angle.sin() * zoom, angle.cos() * zoom, far[:, 1]], -1)
+    upright = torch.eye(2, 3).repeat(n, 1, 1)
+    upright[:, :, 2] = torch.randint(-4, 5, (n, 2), generator=draw.generator) * (2 / PICTURE)
+    for rows, how, padding in ((turned, matrix.view(n, 2, 3), "zeros"), (moved & ~turned, upright, "reflection")):
+        rows = rows.nonzero()[:, 0]
+        if len(rows):
+            where = F.affine_grid(how[rows], [len(rows), 1, PICTURE, PICTURE], align_corners=False)
+            x = x.index_copy(0, rows, F.grid_sample(x[rows], where, padding_mode=padding, align_corners=False))
     side = draw.uniform(4, 13, n, 1, 1)
     middle = draw.uniform(0, PICTURE, n, 2, 1, 1)
     axis = torch.arange(PICTURE) + 0.5
@@ -183,11 +190,13 @@ def render(fields: Tensor, kind: Tensor, generator: torch.Generator, noise: Nois
     draw, n = _Draw(generator), len(fields)
     bent = _bend(decode(fields)[:, None], draw, noise)
     outlined = kind == 0
-    zoom_guess = PICTURE / (BODY / _WIDE)  # of a page's pixel; the pen's width is asked for in pixels of the picture
+    zoom_guess = PICTURE * _WIDE / SIZE  # picture pixels per page pixel, were the glyph not bent
     pen = draw.uniform(*noise.pen, n)
     offset = draw.uniform(*noise.outline, n) / zoom_guess
     distance, zoom = _crop(bent, torch.where(outlined, offset, pen / zoom_guess), draw, noise)
-    radius = torch.where(outlined, offset * zoom, pen)[:, None, None, None]
+    # Half the lines keep the width that the hand gave them, so that the crop fattens what was written small or narrow.
+    kept = draw.chance(0.5, n)
+    radius = torch.where(outlined, offset * zoom, torch.where(kept, pen * (zoom / zoom_guess).clamp(max=1.8), pen))[:, None, None, None]
     pressure = draw.smooth(n, 1, 5, PICTURE) * noise.pressure
     rough = draw.normal(n, 1, PICTURE // 2, PICTURE // 2)
     rough = F.interpolate(rough, size=PICTURE, mode="bilinear", align_corners=False) * noise.ragged

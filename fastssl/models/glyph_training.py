@@ -29,7 +29,7 @@ from .glyphs import GlyphBank, build_bank
 from .names import CHARACTERS, DIGITS, TEMPLATES, phrases
 from .vit import Attention
 
-STEPS = 6000
+STEPS = 4000
 
 
 class _WideAttention(Attention):
@@ -121,6 +121,7 @@ def train(
     batch: int = 256,
     minutes: float | None = None,
     copies: tuple[int, int] = (1200, 150),
+    bank: GlyphBank | None = None,
     log: Callable[[str], None] | None = None,
 ) -> tuple[GlyphCLIP, Sampler, list[float]]:
     """Train from scratch on the CPU.
@@ -131,6 +132,7 @@ def train(
         batch: pictures an update.
         minutes: the schedule follows the clock for so long, not `steps`; such a run cannot be repeated exactly.
         copies: drawn copies of every numeral and of every capital in the bank.
+        bank: the bank itself, instead of one built from `seed` and `copies`.
         log: takes a line of progress now and then.
 
     Returns:
@@ -138,7 +140,7 @@ def train(
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    sampler, words = Sampler(build_bank(*copies, generator), 0.5, 0.55), Words()
+    sampler, words = Sampler(build_bank(*copies, generator) if bank is None else bank, digit_share=0.5, pen_share=0.55), Words()
     model = GlyphCLIP()
     # One free vector a character, trained beside the text tower and thrown away: it gives the image tower a clear
     # target from the first step, long before the text tower can tell names apart.
@@ -197,6 +199,7 @@ def save(model: GlyphCLIP, path: str | Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = Path(folder) / path.name
         save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, draft, metadata={"model": "glyph_clip"})
+        draft.chmod(0o644)  # safetensors leaves its files to their owner alone
         os.replace(draft, path)
 
 

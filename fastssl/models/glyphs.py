@@ -31,7 +31,7 @@ ZERO = 48  # the level that means distance 0: fields reach from -4 to +17.25
 KINDS = ("outline", "medial", "pen")
 _FINE = 4  # rendering is this much finer than the field
 
-# Computer Modern in matplotlib's encoding is ASCII for letters and digits only; the rest of the folder are parts of large brackets and the like.
+# Computer Modern as matplotlib encodes it is ASCII for letters and digits only; the folder's other files are parts of large brackets.
 _FONTS = {
     "DejaVuSans": CHARACTERS,
     "DejaVuSans-Bold": CHARACTERS,

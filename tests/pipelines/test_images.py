@@ -187,5 +187,3 @@ def test_importing_the_sources_wakes_neither_pillow_nor_scikit_learn():
     code = "import sys, fastssl.pipelines.sources, fastssl.pipelines.resident; print([m for m in ('PIL', 'sklearn') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert out.stdout.strip() == "[]", out.stderr
-
-

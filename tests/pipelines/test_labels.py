@@ -57,8 +57,20 @@ def test_class_folders_keep_the_other_labels_hidden(folder, tmp_path, digit_file
 def test_faults_come_all_at_once_with_their_lines(flat):
     data, write = flat
     a, b, c = some(data, 3)
-    (data / "out.jpg").symlink_to("/etc/hostname")
-    lines = ["path,label", f"{a},cat", "gone.jpg,cat", f"{a},dog", "../x.jpg,dog", "/etc/hostname,dog", f"{b},dog", "out.jpg,cat", ",cat", f"{c}"]
+    outside = write("not for training", "outside.jpg")
+    (data / "out.jpg").symlink_to(outside)
+    lines = [
+        "path,label",
+        f"{a},cat",
+        "gone.jpg,cat",
+        f"{a},dog",
+        "../outside.jpg,dog",
+        f"{outside},dog",
+        f"{b},dog",
+        "out.jpg,cat",
+        ",cat",
+        f"{c}",
+    ]
     with pytest.raises(DataError) as caught:
         sources.load(data, labels=write("\n".join(lines)))
     places = dict(caught.value.problems)

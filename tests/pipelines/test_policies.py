@@ -81,7 +81,13 @@ def test_fixmatch_cutout_at_32():
 
 
 def test_cutout_sizes_of_the_other_policies():
-    for name, side, widest in [("finessl", 224, 17), ("finessl", 32, 3), ("finessl_16px", 32, 17), ("finessl_16px", 224, 17), ("digits", 8, 3)]:
+    for name, side, widest in [
+        ("finessl", 224, 17),
+        ("finessl", 32, 3),
+        ("finessl_16px", 32, 17),
+        ("finessl_16px", 224, 17),
+        ("digits", 8, 3),
+    ]:
         left, right, _, _ = tables(POLICIES[name], 5_000, side).box.unbind(1)
         assert (right.clamp(max=side - 1) - left + 1).max() == widest, name
     box = tables(POLICIES["finessl_16px"], 50_000, 224).box.double()

@@ -42,7 +42,9 @@ def same(a: Batch, b: Batch):
 
 def test_a_batch_is_what_the_contract_says(digits, split):
     batch = pipeline(digits, split).draw()
-    assert [tuple(v.shape) for v in batch.labelled] == [(8, 3, 16, 16)] and [tuple(v.shape) for v in batch.unlabelled] == [(24, 3, 16, 16)] * 3
+    assert [tuple(v.shape) for v in batch.labelled] == [(8, 3, 16, 16)] and [tuple(v.shape) for v in batch.unlabelled] == [
+        (24, 3, 16, 16)
+    ] * 3
     assert all(v.dtype == torch.float32 and v.isfinite().all() for v in (*batch.labelled, *batch.unlabelled))
     assert batch.label.dtype == batch.index.dtype == batch.unlabelled_index.dtype == batch.hidden_label.dtype == torch.int64
     assert batch.weight.dtype == torch.float32
@@ -67,7 +69,7 @@ def test_unknown_labels_are_minus_one(digits, split):
 def test_an_epoch_visits_each_row_once(digits, split):
     run = pipeline(digits, split, Views(("plain",), ("plain",)), batch_size=5, ratio=1)
     draws = [run.draw() for _ in range(270)]
-    labelled = torch.cat([b.index for b in draws]).view(-1, 40)[:33]
+    labelled = torch.cat([b.index for b in draws])[: 33 * 40].view(33, 40)
     assert torch.equal(labelled.sort(1).values, torch.from_numpy(split.labelled).expand_as(labelled))
     assert not torch.equal(labelled[0], labelled[1])
     unlabelled = torch.cat([b.unlabelled_index for b in draws])[: len(split.unlabelled)]
@@ -106,7 +108,9 @@ def test_seeds_and_streams_have_their_own_keys(digits, split):
     # One and the same set in both streams, one batch an epoch: the same rows come in another order and with other crops.
     both = dataclasses.replace(split, unlabelled=split.labelled)
     batch = pipeline(digits, both, Views(("weak",), ("weak",)), batch_size=40, ratio=1).draw()
-    assert torch.equal(batch.index.sort().values, batch.unlabelled_index.sort().values) and not torch.equal(batch.index, batch.unlabelled_index)
+    assert torch.equal(batch.index.sort().values, batch.unlabelled_index.sort().values) and not torch.equal(
+        batch.index, batch.unlabelled_index
+    )
     matched = batch.unlabelled[0][batch.unlabelled_index.argsort()] == batch.labelled[0][batch.index.argsort()]
     assert not matched.flatten(1).all(1).all()
 

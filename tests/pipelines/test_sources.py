@@ -100,7 +100,9 @@ def test_the_order_of_files_does_not_matter(folder):
 
 def test_hidden_files_other_files_links_and_loose_images(folder, digit_files):
     image = next(iter(digit_files.values()))
-    data = folder({**digit_files, ".cache/x.jpg": image, "0/._0001.jpg": b"x", "0/notes.txt": b"x", "loose.JPG": image, "1/deep/er/y.jpeg": image})
+    data = folder(
+        {**digit_files, ".cache/x.jpg": image, "0/._0001.jpg": b"x", "0/notes.txt": b"x", "loose.JPG": image, "1/deep/er/y.jpeg": image}
+    )
     (data / "linked").symlink_to(data / "0", target_is_directory=True)
     source = sources.load(data)
     assert len(source) == 50 and source.classes == ("0", "1", "2", "3")
@@ -147,7 +149,10 @@ def test_test_part_faults(folder, digit_files, tmp_path):
     image = next(iter(digit_files.values()))
     with pytest.raises(DataError) as caught:
         sources.load(folder(), test=folder({"7/a.jpg": image, "b.jpg": image}, root="held"))
-    assert [what for _, what in caught.value.problems] == ["images in no class's sub-folder: 1 ('test:b.jpg')", "unknown class '7'; known: 0, 1, 2, 3"]
+    assert [what for _, what in caught.value.problems] == [
+        "images in no class's sub-folder: 1 ('test:b.jpg')",
+        "unknown class '7'; known: 0, 1, 2, 3",
+    ]
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(DataError, match="the test folder .* holds no images"):
@@ -205,7 +210,9 @@ def test_odd_images_are_read_and_bad_ones_quarantined(folder, digit_files, encod
 def test_too_many_bad_images_end_the_run(folder, digit_files, encoded):
     _, bad = odd_files(encoded)
     data = folder({**digit_files, **{f"3/{n}": d for n, d in bad.items()}})
-    with pytest.raises(DataError, match=r"3 of 51 images .* cannot be decoded, 5\.9% where --max-bad allows 1\.0%; .* raise --max-bad") as caught:
+    with pytest.raises(
+        DataError, match=r"3 of 51 images .* cannot be decoded, 5\.9% where --max-bad allows 1\.0%; .* raise --max-bad"
+    ) as caught:
         sources.load(data)
     assert caught.value.problems[2] == ("3/zero.png", "empty file")
     with pytest.raises(DataError, match="none of the 2 images"):

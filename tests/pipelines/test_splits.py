@@ -53,12 +53,14 @@ def test_balanced_per_class(digits):
 
 def test_the_choice_is_pinned(digits):
     """Numbers in the README are means over these very splits."""
-    assert splits.make(digits, per_class=4, seed=0).hash == "PINNED"
+    assert splits.make(digits, per_class=4, seed=0).hash == "e1ebe4dcdcf34407"
 
 
 @pytest.mark.parametrize("kind", ["per_class", "total", "uniform", "fraction"])
 def test_more_labels_contain_the_fewer(digits, kind):
-    steps = {"per_class": [1, 2, 4, 25, 100], "total": range(10, 40), "uniform": [1, 2, 5, 40, 300], "fraction": [0.01, 0.05, 0.3, 1.0]}[kind]
+    steps = {"per_class": [1, 2, 4, 25, 100], "total": range(10, 40), "uniform": [1, 2, 5, 40, 300], "fraction": [0.01, 0.05, 0.3, 1.0]}[
+        kind
+    ]
     before: set[int] = set()
     for step in steps:
         options = {"total": step, "sampling": "uniform"} if kind == "uniform" else {kind: step}
@@ -141,7 +143,8 @@ def test_copies_of_held_out_images_leave_training():
     source = made((30, 20), unlabelled=4, test=0)
     source.content[:25] = 7  # 25 copies of one image, of which some are held out
     split = splits.make(source, holdout=0.5)
-    assert source.warnings == ["copies of held-out images, left out of training: 15"] or len(source.warnings) == 1
+    held = int((source.content[split.test] == 7).sum())
+    assert 0 < held < 15 and source.warnings == [f"copies of held-out images, left out of training: {25 - held}"]
     trained = set(source.content[split.unlabelled]) | set(source.content[split.labelled])
     assert not trained & set(source.content[split.test])
 

@@ -124,15 +124,21 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys, number, code, st
     folder = tmp_path / "run"
     long = [w if w != "6" else "5000" for w in SMALL]
 
+    over = threading.Event()
+
     def send():
         while not (folder / "metrics.jsonl").exists():
-            threading.Event().wait(0.05)
+            if over.wait(0.05):
+                return
         os.kill(os.getpid(), number)
 
-    thread = threading.Thread(target=send)
+    thread = threading.Thread(target=send, daemon=True)
     thread.start()
-    assert main(["train", *RUNS["supervised"], *long, "--out", str(folder)]) == code
-    thread.join()
+    try:
+        assert main(["train", *RUNS["supervised"], *long, "--out", str(folder)]) == code
+    finally:
+        over.set()
+        thread.join()
     assert "--resume" in capsys.readouterr().err
     status = json.loads((folder / "STATUS.json").read_text())
     assert status["state"] == state and checkpoint.listed(folder / "checkpoints")[-1].name == f"step-{status['step']}"

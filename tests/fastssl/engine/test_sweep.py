@@ -23,6 +23,11 @@ def test_unknown_labels_are_left_out_and_missing_classes_have_none():
     assert judge(torch.zeros(2, 3), torch.tensor([-1, -1]), 3) is None
 
 
+def test_logits_that_are_not_finite_count_as_wrong():
+    found = judge(torch.tensor([[float("nan"), 0.0], [float("inf"), 0.0], [9.0, -9.0]]), torch.tensor([0, 0, 0]), 2)
+    assert found.accuracy == pytest.approx(1 / 3) and found.ece == pytest.approx(2 / 3, abs=1e-4)
+
+
 def test_calibration_error_by_hand():
     confidence = torch.tensor([0.95, 0.95, 0.55, 0.55], dtype=torch.float64)
     right = torch.tensor([True, False, True, True])

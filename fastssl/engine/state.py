@@ -1,0 +1,75 @@
+"""A run's state: written to a checkpoint, and taken up again in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..pipelines.errors import CheckpointError
+from . import checkpoint
+
+PROGRESS = ("done", "seconds", "stage_index", "stage_start", "skipped", "reported", "last")  # a run's own numbers
+
+
+def save(run: Any) -> None:
+    """Writes everything that the rest of a Run depends on.
+
+    Raises:
+        ResourceError: no space left.
+    """
+    config, spec = run.config, run.pipeline.spec
+    state = {
+        "method": run.method.state_dict(),
+        "update": run.update.state_dict(),
+        "step": run.step.state_dict(),
+        "pipeline": run.pipeline.state_dict(),
+        "rng": torch.get_rng_state(),
+        "run": {name: getattr(run, name) for name in PROGRESS},
+        "curve": [list(point) for point in run.curve],
+    }
+    about = {
+        "method": config.method_name,
+        "model": config.model.name,
+        "classes": list(spec.classes),
+        "shape": list(spec.shape),
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "split_hash": run.parts.split.hash,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    checkpoint.save(run.folder / "checkpoints", run.done, state, about, keep=config.train.keep)
+
+
+def restore(run: Any) -> None:
+    """Takes up the newest checkpoint of the run's directory that can be read.
+
+    Raises:
+        CheckpointError: none can be read, or it is of another method, network or split.
+    """
+    state, manifest, complaints = checkpoint.newest(run.folder / "checkpoints")
+    for text in complaints:
+        run.reporter.say(f"warning: {text}; going on from step {manifest['step']}")
+    own = {"method": run.config.method_name, "model": run.config.model.name, "split_hash": run.parts.split.hash}
+    for name, value in own.items():
+        if manifest[name] != value:
+            raise CheckpointError(f"{run.folder} holds a checkpoint of {name} {manifest[name]}, not {value}; resume what it was made by")
+    if manifest["threads"] != torch.get_num_threads():
+        run.reporter.say(
+            f"warning: saved with {manifest['threads']} threads and resumed with {torch.get_num_threads()}: the rest will not be "
+            "bit for bit what it would have been"
+        )
+    progress = state["run"]
+    if progress["stage_index"] != run.stage_index:
+        run.set_up(run.method.stage(progress["stage_index"], run.total))
+    run.method.load_state_dict(state["method"])
+    run.update.load_state_dict(state["update"])
+    run.step.load_state_dict(state["step"])
+    run.pipeline.load_state_dict(state["pipeline"])
+    torch.set_rng_state(state["rng"])
+    for name in PROGRESS:
+        setattr(run, name, progress[name])
+    run.curve = [tuple(point) for point in state["curve"]]
+    run.reporter.keep_until(run.done)
+    run.reporter.say(f"resumed at step {run.done} of {run.total}")
