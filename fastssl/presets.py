@@ -18,8 +18,10 @@ def defaults(method: str, *, model: str | None = None, data: str | None = None, 
     values = {**general(method), **({"data.labels_per_class": 4} if data in (None, "digits") else {})}
     if model == "glyph_clip" and weights != "random":
         values |= glyph_clip(method)
-    if data in (None, "digits") and (model != "glyph_clip" or weights == "random"):
+    elif data in (None, "digits"):
         values |= digits_from_scratch(method)
+        if model == "glyph_clip":
+            del values["data.size"]  # this network has its own
     return values
 
 
@@ -41,19 +43,28 @@ def general(method: str) -> dict[str, Any]:
 
 
 def glyph_clip(method: str) -> dict[str, Any]:
-    """Tuning the built-in encoder; steps chosen so that the default command ends well within 90 s on 2 cores."""
+    """Tuning the built-in encoder in a run that ends well within 90 s on 2 cores.
+
+    Chosen on seeds 10 to 12 of digits by the pseudo-labels' accuracy on training rows; the test part was not asked. Heads start
+    from the text tower, the paper's option for full tuning: with a label or two a class a random head picks the classes' names
+    up from noise. Prompts hardly matter in number: a transformer of 17 tokens takes 8.
+    """
     if method == "finessl":
-        return {"model.tune": "vpt_deep", "model.prompts": 8, "train.steps": 300, "train.schedule": "cosine"}
+        return {"model.tune": "vpt_deep", "model.prompts": 8, "model.head_init": "text", "train.ratio": 3, "train.steps": 200}
     return {"train.steps": 300, "train.lr": 0.01, "train.ema": 0.99, "train.batch_size": 32, "train.ratio": 3}
 
 
 def digits_from_scratch(method: str) -> dict[str, Any]:
-    """A network without weights on the 8 x 8 digits, brought to 16 pixels so that crops and rotations have room."""
+    """A network without weights on the 8 x 8 digits, brought to 16 pixels so that crops and rotations have room.
+
+    FixMatch averages with 0.999 and moves batch-norm's statistics by 0.001 over a million steps; a run of some hundred takes
+    0.98 and 0.02, so that averaged weights and statistics still look back over one and the same stretch.
+    """
     return {
         "data.size": 16,
         "train.steps": 300,
         "train.batch_size": 32,
         "train.ratio": 4,
-        "train.ema": 0.99,
-        "model.batchnorm_momentum": 0.1,
+        "train.ema": 0.98,
+        "model.batchnorm_momentum": 0.02,
     }

@@ -109,14 +109,20 @@ def draw_split(config: RunConfig, source: Source) -> Split:
 
 
 def fit_batches(config: RunConfig, split: Split, unlabelled: bool, notes: list[str]) -> RunConfig:
-    """Shrinks batch size and ratio to a set smaller than a batch, unless the user asked for them: then rows repeat."""
+    """Fits batch size and ratio to a set smaller than a batch, unless the user asked for them: then rows repeat.
+
+    A batch shrinks to the labelled images there are, while as many unlabelled images a step are kept as the set can give.
+    """
     train = config.train
     batch, ratio = train.batch_size, train.ratio
     if batch < 1 or ratio < 1:
         raise ConfigError(f"train.batch_size and train.ratio must be at least 1, got {batch} and {ratio}")
     if batch > len(split.labelled) and config.origins.get("train.batch_size", "default") in SOFT_ORIGINS:
-        batch = len(split.labelled)
-        notes.append(f"batch size {batch}: there are no more labelled images")
+        fewer = max(1, len(split.labelled))
+        if config.origins.get("train.ratio", "default") in SOFT_ORIGINS:
+            ratio = -(-batch * ratio // fewer)
+        batch = fewer
+        notes.append(f"batch size {batch}: there are no more labelled images; {batch * ratio} unlabelled ones a step")
     if unlabelled and batch * ratio > len(split.unlabelled) and config.origins.get("train.ratio", "default") in SOFT_ORIGINS:
         ratio = max(1, len(split.unlabelled) // batch)
         notes.append(f"ratio {ratio}: there are {len(split.unlabelled)} unlabelled images")

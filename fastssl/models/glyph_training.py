@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fastssl.pipelines.errors import FastsslError
+
 from .glyph_clip import MEAN, STD, GlyphCLIP, load, tokenize
 from .glyph_evaluation import measure
 from .glyph_noise import render
@@ -219,9 +221,13 @@ def main() -> None:
         parser.error("--steps and --minutes must be positive")
     torch.set_num_threads(options.threads)
     start = time.monotonic()
-    model, sampler, losses = train(
-        options.steps, options.seed, minutes=options.minutes, log=lambda line: print(line, file=sys.stderr, flush=True)
-    )
+    try:
+        model, sampler, losses = train(
+            options.steps, options.seed, minutes=options.minutes, log=lambda line: print(line, file=sys.stderr, flush=True)
+        )
+    except FastsslError as error:
+        print(f"glyph_training: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     seconds = time.monotonic() - start
     save(model, options.out)
     model = load(options.out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,18 @@ def bank():
     return build_bank(14, 2, torch.Generator().manual_seed(0))
 
 
+def test_without_matplotlib_training_names_the_pip_command(monkeypatch, capsys, tmp_path):
+    from fastssl.models import glyph_training
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(sys, "argv", ["glyph_training", "--out", str(tmp_path / "w.safetensors"), "--steps", "1"])
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    with pytest.raises(SystemExit) as stop:
+        glyph_training.main()
+    assert stop.value.code == 4
+    assert capsys.readouterr().err.strip().endswith("install it with: pip install 'fastssl[report]'")
+
+
 def test_fonts_and_pen_cover_the_characters(bank):
     assert bank.fields.dtype == torch.uint8 and bank.fields.shape[1:] == (48, 48)
     assert len(bank.character.unique()) == len(names.CHARACTERS)
@@ -202,7 +215,7 @@ def test_tight_pictures_fill_the_height(bank):
     rows = ((bank.character < 10) & (bank.kind == 2)).nonzero()[:, 0]
     clean = Noise(tight=1, framing=0, shift=0, occlusion=0, light=0, inverse=0, stored=(32,), pressure=0, ragged=0)
     ink = render(bank.fields[rows], bank.kind[rows], torch.Generator().manual_seed(0), clean)[:, 0] > 0.5
-    assert (ink[:, :4].flatten(1).any(1) & ink[:, -4:].flatten(1).any(1)).float().mean() > 0.95
+    assert (ink[:, :4].flatten(1).any(1) & ink[:, -4:].flatten(1).any(1)).float().mean() > 0.9
 
 
 def test_two_steps_repeat_bit_for_bit(bank):
