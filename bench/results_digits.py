@@ -26,6 +26,7 @@ ROWS = [
         "--method supervised --amp bf16 --tune vpt_deep --lr 0.03 --ema 0 --steps 200 --set model.prompts=8 "
         "--set model.head=cosine --set model.head_init=text".split(),
     ),
+    ("supervised, same encoder, full tuning, 1", ["--method", "supervised", "--amp", "bf16", "--labels-per-class", "1"]),
     ("fixmatch, same encoder, full tuning, 4", ["--method", "fixmatch", "--amp", "bf16"]),
     ("fixmatch, wrn-28-2 from scratch, 4", ["--method", "fixmatch", "--model", "wrn-28-2", "--amp", "bf16"]),
     ("supervised, wrn-28-2 from scratch, 4", ["--method", "supervised", "--model", "wrn-28-2", "--amp", "bf16"]),

@@ -12,7 +12,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_ROOMS = ("kernels", "pipelines", "config", "schedules", "distributed", "environment", "models", "methods", "engine", "presets")
+_ROOMS = ("kernels", "pipelines", "config", "schedules", "environment", "models", "methods", "engine", "presets")
 
 _here = Path(__file__).resolve().parent
 if not (_here / "kernels").is_dir():

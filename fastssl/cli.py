@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import sys
 import tempfile
@@ -79,14 +80,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"fastssl: no space left on the disk ({error.filename or 'while writing'}); free some, then --resume", file=sys.stderr)
+            return 7
+        return unexpected(error)
     except MemoryError:
         print("fastssl: out of memory; take a smaller --batch-size or --ratio", file=sys.stderr)
         return 7
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            print("fastssl: out of device memory; take a smaller --batch-size or --ratio", file=sys.stderr)
+        # torch's CPU allocator raises a bare RuntimeError, its CUDA one a class of its own.
+        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+            print("fastssl: out of memory; take a smaller --batch-size or --ratio", file=sys.stderr)
             return 7
-        with tempfile.NamedTemporaryFile("w", prefix="fastssl-", suffix=".txt", delete=False) as file:
-            traceback.print_exc(file=file)
-        print(f"fastssl: unexpected {type(error).__name__}: {error}; the traceback is in {file.name}", file=sys.stderr)
-        return 1
+        return unexpected(error)
+
+
+def unexpected(error: Exception) -> int:
+    """Saves the traceback and says where; exit 1."""
+    with tempfile.NamedTemporaryFile("w", prefix="fastssl-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    print(f"fastssl: unexpected {type(error).__name__}: {error}; the traceback is in {file.name}", file=sys.stderr)
+    return 1

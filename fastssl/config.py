@@ -7,6 +7,7 @@ defaults < preset < file < flags. Keys are dotted (`train.lr`); an unknown one i
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -15,9 +16,24 @@ from typing import Any
 from .pipelines.errors import ConfigError, unknown
 
 
-def option(default: Any, help: str, *, choices: tuple[str, ...] = (), source: str = "") -> Any:
-    """A configuration field: its default, one sentence of meaning (with unit), the allowed values, and its source."""
-    return field(default=default, metadata={"help": help, "choices": choices, "source": source})
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    source: str = "",
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A configuration field: its default, one sentence of meaning (with unit), what is allowed, and its source.
+
+    Numbers lie in [least, most], or in (above, most]; they are always finite.
+    """
+    return field(
+        default=default,
+        metadata={"help": help, "choices": choices, "source": source, "least": least, "most": most, "above": above},
+    )
 
 
 @dataclass(frozen=True)
@@ -25,7 +41,7 @@ class ModelConfig:
     name: str = option("glyph_clip", "network: glyph_clip, wrn-28-2 or wrn-28-8")
     weights: str | None = option(None, "safetensors file, 'random', or nothing for the network's own weights")
     tune: str = option("full", "which weights train: all, a linear head, or deep visual prompts", choices=("full", "linear", "vpt_deep"))
-    prompts: int = option(50, "prompt vectors before each block (vpt_deep)", source="FineSSL code: 50")
+    prompts: int = option(50, "prompt vectors before each block (vpt_deep)", source="FineSSL code: 50", least=1)
     head: str = option("linear", "classifier: plain linear, or cosine with a learnable scale", choices=("linear", "cosine"))
     head_init: str = option(
         "random",
@@ -33,9 +49,9 @@ class ModelConfig:
         choices=("random", "text"),
     )
     batchnorm_momentum: float = option(
-        0.001, "share of a new batch in batch-norm's running statistics; short runs need more", source="FixMatch: 0.001"
+        0.001, "share of a new batch in batch-norm's running statistics; short runs need more", source="FixMatch: 0.001", above=0, most=1
     )
-    head_scale: float = option(1 / 0.07, "start of a cosine head's learnable scale", source="FineSSL code: 1/0.07")
+    head_scale: float = option(1 / 0.07, "start of a cosine head's learnable scale", source="FineSSL code: 1/0.07", above=0)
 
 
 @dataclass(frozen=True)
@@ -56,37 +72,37 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = option(1000, "optimiser steps")
-    batch_size: int = option(32, "labelled images a step, over all devices")
-    ratio: int = option(7, "unlabelled images per labelled one", source="FixMatch: 7")
-    lr: float = option(0.03, "peak learning rate")
+    steps: int = option(1000, "optimiser steps", least=1)
+    batch_size: int = option(32, "labelled images a step, over all devices", least=1)
+    ratio: int = option(7, "unlabelled images per labelled one", source="FixMatch: 7", least=1)
+    lr: float = option(0.03, "peak learning rate", least=0)
     optimizer: str = option("sgd", "optimiser of torch.optim", choices=("sgd", "adamw"))
-    momentum: float = option(0.9, "momentum of sgd")
+    momentum: float = option(0.9, "momentum of sgd", least=0, most=1)
     nesterov: bool = option(True, "Nesterov momentum (sgd)")
-    weight_decay: float = option(5e-4, "weight decay")
+    weight_decay: float = option(5e-4, "weight decay", least=0)
     decay_all: bool = option(False, "decay norms, biases and other vectors too")
     schedule: str = option(
         "fixmatch",
         "learning rate over the run: cos(7 pi t / 16 T), (1 + cos(pi t / T)) / 2, or constant",
         choices=("fixmatch", "cosine", "constant"),
     )
-    schedule_period: int = option(1, "steps over which the schedule is held, as where it moves once an epoch")
-    warmup: int = option(0, "steps of linear warm-up")
-    clip: float = option(0.0, "largest norm of the whole gradient; 0 is off")
-    ema: float = option(0.0, "decay of the averaged network; 0 keeps none")
+    schedule_period: int = option(1, "steps over which the schedule is held, as where it moves once an epoch", least=1)
+    warmup: int = option(0, "steps of linear warm-up", least=0)
+    clip: float = option(0.0, "largest norm of the whole gradient; 0 is off", least=0)
+    ema: float = option(0.0, "decay of the averaged network; 0 keeps none", least=0, most=1)
     amp: str = option("off", "mixed precision", choices=("off", "bf16", "fp16"))
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     deterministic: bool = option(False, "deterministic algorithms everywhere")
     tf32: bool = option(False, "TF32 in fp32 matrix products and convolutions on CUDA")
     step_mode: str = option("auto", "how a step runs", choices=("auto", "eager"))
     weak_pass: str = option("auto", "forward of the views that need no gradient", choices=("auto", "joint", "separate"))
-    seed: int = option(0, "seed of split, initial weights, order of samples and views")
-    report_every: int = option(20, "steps between reports")
-    eval_every: int | None = option(None, "steps between test evaluations, for the curve alone; a tenth of the run")
-    save_every: int | None = option(None, "steps between checkpoints; a quarter of the run")
-    keep: int = option(2, "checkpoints kept")
-    stop_at: int | None = option(None, "stop and save after this step, to be resumed; schedules still span train.steps")
-    max_skipped: int = option(10, "consecutive non-finite steps that end the run")
+    seed: int = option(0, "seed of split, initial weights, order of samples and views", least=0, most=2**63 - 1)
+    report_every: int = option(20, "steps between reports", least=1)
+    eval_every: int | None = option(None, "steps between test evaluations, for the curve alone; a tenth of the run", least=1)
+    save_every: int | None = option(None, "steps between checkpoints; a quarter of the run", least=1)
+    keep: int = option(2, "checkpoints kept", least=1)
+    stop_at: int | None = option(None, "stop and save after this step, to be resumed; schedules still span train.steps", least=1)
+    max_skipped: int = option(10, "consecutive non-finite steps that end the run", least=1)
 
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
@@ -134,7 +150,9 @@ def resolve(method_name: str, method_config: type, layers: list[tuple[str, dict[
                 raise ConfigError(unknown("option", key, known, place))
             section, name = key.split(".", 1)
             origins[key] = place
-            values[section][name] = coerce(value, hints[section][name], key, place, known[key].metadata.get("choices", ()))
+            about = known[key].metadata
+            values[section][name] = coerce(value, hints[section][name], key, place, about["choices"])
+            check_range(values[section][name], about, key, place)
     built = {section: kind(**values[section]) for section, kind in types_by_section.items()}
     return RunConfig(method_name, built["method"], built["model"], built["data"], built["train"], origins)
 
@@ -168,6 +186,20 @@ def coerce(value: Any, kind: Any, key: str, place: str, choices: tuple[str, ...]
     return result
 
 
+def check_range(value: Any, about: Any, key: str, place: str) -> None:
+    """Raises ConfigError where a number is not finite or outside its option's range."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    least, most, above = about["least"], about["most"], about["above"]
+    fits = math.isfinite(value) and (least is None or value >= least) and (most is None or value <= most)
+    if fits and (above is None or value > above):
+        return
+    bounds = [f"at least {least}"] if least is not None else []
+    bounds += [f"above {above}"] if above is not None else []
+    bounds += [f"at most {most}"] if most is not None else []
+    raise ConfigError(f"{key} in {place} must be {' and '.join(bounds) or 'a finite number'}, got {value}")
+
+
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -199,8 +231,10 @@ def parse_set(items: list[str]) -> dict[str, str]:
     """["train.lr=0.1"] -> {"train.lr": "0.1"}."""
     flat = {}
     for item in items:
-        key, equals, value = item.partition("=")
+        key, equals, value = (part.strip() for part in item.partition("="))
         if not equals or "." not in key:
             raise ConfigError(f"--set takes section.option=value, got '{item}'; for example --set train.lr=0.01")
-        flat[key.strip()] = value.strip()
+        if flat.get(key, value) != value:
+            raise ConfigError(f"{key} is given twice by --set: {flat[key]} and {value}; keep one")
+        flat[key] = value
     return flat

@@ -36,6 +36,7 @@ def general(method: str) -> dict[str, Any]:
             "train.nesterov": False,
             "train.decay_all": True,
             "train.schedule": "cosine",
+            "train.schedule_period": 500,
             "data.policy": "finessl",
             "model.head": "cosine",
         }
@@ -50,7 +51,8 @@ def glyph_clip(method: str) -> dict[str, Any]:
     up from noise. Prompts hardly matter in number: a transformer of 17 tokens takes 8.
     """
     if method == "finessl":
-        return {"model.tune": "vpt_deep", "model.prompts": 8, "model.head_init": "text", "train.ratio": 3, "train.steps": 200}
+        short = {"train.ratio": 3, "train.steps": 200, "train.schedule_period": 1}
+        return {"model.tune": "vpt_deep", "model.prompts": 8, "model.head_init": "text", **short}
     return {"train.steps": 300, "train.lr": 0.01, "train.ema": 0.99, "train.batch_size": 32, "train.ratio": 3}
 
 

@@ -21,9 +21,11 @@ def run(args: argparse.Namespace) -> int:
     from ..engine.inference import load_trained, logits_for
     from ..engine.sweep import judge
     from ..pipelines import sources, splits
-    from ..pipelines.errors import DataError
+    from ..pipelines.errors import CheckpointError, ConfigError, DataError
     from .train import saved_config
 
+    if args.labels and not args.data:
+        raise ConfigError("--labels goes with --data; the run's own test part has its labels")
     folder = Path(args.run)
     config = saved_config(folder)
     trained = load_trained(folder, config)
@@ -42,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
         data = config.data
         source = sources.load(data.name, size=trained.size, labels=data.labels, test=data.test, max_bad=data.max_bad)
         split = splits.load(folder / "split.csv", source)
+        if split.hash != trained.manifest["split_hash"]:
+            raise CheckpointError(f"{folder / 'split.csv'} is not the split that the run was trained with; bring the old file back")
         if source.classes != trained.classes:
             now, then = ", ".join(source.classes), ", ".join(trained.classes)
             raise DataError(f"{data.name} has classes {now} now, and the run was trained on {then}; give it back its folders")

@@ -24,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
     from ..pipelines.errors import ConfigError, DataError
 
     out = Path(args.out) if args.out else None
+    if out is not None and out.is_dir():
+        raise ConfigError(f"{out} is a folder; --out takes the name of a CSV file")
     if out is not None and out.exists() and not args.overwrite:
         raise ConfigError(f"{out} exists; give another --out, or --overwrite")
     if args.json and out is None:

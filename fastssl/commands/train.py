@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,8 @@ FLAGS: dict[str, str] = {
     "--device": "train.device",
     "--seed": "train.seed",
 }
-SELECTORS = ("data.labels_per_class", "data.label_fraction", "data.labels_total", "data.split")
+SELECTORS = ("data.labels_per_class", "data.label_fraction", "data.labels_total", "data.split", "data.labels")
+UNSET = (None, "none", "null", "")
 DEFAULT_METHOD = "finessl"
 
 
@@ -59,24 +62,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"this version trains in one process, and WORLD_SIZE is {os.environ['WORLD_SIZE']}; start it without torchrun")
     if args.resume:
         trainer = resumed(args)
         if trainer is None:
             return 0
     else:
         config = configure(args)
-        folder = Path(args.out) if args.out else next_folder(config)
         from ..engine.assemble import assemble
-        from ..engine.directory import check_free
+        from ..engine.directory import check_free, claim
 
-        if not args.dry_run:
-            check_free(folder, overwrite=args.overwrite)
-
+        if args.out and not args.dry_run:
+            check_free(Path(args.out), overwrite=args.overwrite)
         parts = assemble(config)
         if args.dry_run:
-            return describe(parts)
+            return describe(parts, args.json)
         from ..engine.run import Run
 
+        folder = Path(args.out) if args.out else claim(Path("runs"), f"{config.method_name}-{Path(config.data.name).name or 'data'}")
         trainer = Run(parts, folder, overwrite=args.overwrite, quiet=args.quiet)
     from ..engine.report import final_table
 
@@ -98,10 +102,18 @@ def configure(args: argparse.Namespace) -> RunConfig:
     kind = methods.find(str(name))
     chosen = {**file, **given}
     preset = presets.defaults(str(name), model=chosen.get("model.name"), data=chosen.get("data.name"), weights=chosen.get("model.weights"))
-    if any(chosen.get(key) not in (None, "none", "null", "") for key in SELECTORS) or "data.labels" in chosen:
-        # The user says who is labelled: the preset's own number of labels gives way.
-        preset = {k: v for k, v in preset.items() if k not in SELECTORS}
-    return resolve(str(name), kind.Config, [("preset", preset), (args.config or "file", file), ("the command line", given)])
+    layers = [("preset", preset), (args.config or "file", file), ("the command line", given)]
+    for i, (_, layer) in enumerate(layers):
+        # Whoever says who is labelled says all of it: the ways of choosing of lower layers give way together.
+        if any(layer.get(key) not in UNSET for key in SELECTORS):
+            layers[:i] = [(place, {k: v for k, v in lower.items() if k not in SELECTORS}) for place, lower in layers[:i]]
+    config = resolve(str(name), kind.Config, layers)
+    # A run must be found again from anywhere, so it keeps whole paths.
+    kept = {"name": config.data.name if config.data.name == "digits" else os.path.abspath(config.data.name)}
+    kept |= {key: os.path.abspath(value) for key in ("labels", "test", "split") if (value := getattr(config.data, key)) is not None}
+    if not os.path.exists(kept["name"]):
+        kept.pop("name")  # a name that is no folder is reported as it was given
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **kept))
 
 
 def flags(args: argparse.Namespace) -> dict[str, Any]:
@@ -116,15 +128,6 @@ def flags(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(f"{key} is given twice: {given[key]} by its flag and {value} by --set; keep one")
         given[key] = value
     return given
-
-
-def next_folder(config: RunConfig) -> Path:
-    """runs/METHOD-DATA-N with the first N that is free."""
-    stem = f"{config.method_name}-{Path(config.data.name).name or 'data'}"
-    n = 1
-    while (Path("runs") / f"{stem}-{n}").exists():
-        n += 1
-    return Path("runs") / f"{stem}-{n}"
 
 
 def saved_config(folder: Path) -> RunConfig:
@@ -149,6 +152,8 @@ def resumed(args: argparse.Namespace) -> Any:
     config = saved_config(folder)
     own = {f"{s}.{k}": v for s, body in config.nested().items() for k, v in body.items()}
     given = flags(args)
+    if args.dry_run:
+        raise ConfigError("--dry-run checks a run before it begins; --resume goes on with one: leave one of them out")
     if args.out or args.overwrite or args.config:
         raise ConfigError("--resume goes on in its own directory with its own configuration; leave out --out, --overwrite and --config")
     if given.get("method.name", config.method_name) != config.method_name:
@@ -170,20 +175,29 @@ def resumed(args: argparse.Namespace) -> Any:
     saved = checkpoint.listed(folder / "checkpoints")
     if saved and int(saved[-1].name[5:]) >= config.train.steps:
         print(f"{folder} is finished ({config.train.steps} steps): nothing to do", file=sys.stderr)
+        if args.json:
+            records = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            results = [r for r in map(json.loads, records) if r["event"] == "result"]
+            print(json.dumps({k: v for k, v in results[-1].items() if k not in ("event", "step")}))
         return None
     return resume(changed, folder, quiet=args.quiet)
 
 
-def describe(parts: Any) -> int:
+def describe(parts: Any, as_json: bool) -> int:
     """--dry-run: the resolved configuration and the counts, on stdout."""
     import yaml
 
     from ..engine.assemble import trained_parameters
 
+    if as_json:
+        counts = {"labelled": len(parts.split.labelled), "unlabelled": len(parts.split.unlabelled), "test": len(parts.split.test)}
+        trained = trained_parameters(parts.method)
+        print(json.dumps({"config": parts.config.nested(), **counts, "trained_weights": trained, "device": str(parts.device)}))
+        return 0
     print(yaml.safe_dump(parts.config.nested(), sort_keys=False), end="")
     split = parts.split
     print(f"# {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, {len(split.test)} test images")
     print(f"# {trained_parameters(parts.method):,} trained weights on {parts.device}")
-    for note in parts.notes:
+    for note in [*parts.notes, *(f"warning: {text}" for text in parts.warnings)]:
         print(f"# {note}")
     return 0

@@ -9,6 +9,7 @@ import torch
 
 from .. import models
 from ..config import RunConfig
+from ..kernels import class_statistics
 from ..methods import find
 from ..methods.base import Method
 from ..pipelines import sources, splits
@@ -22,7 +23,7 @@ SOFT_ORIGINS = ("default", "preset")  # layers that give way to what the data al
 
 @dataclass
 class Parts:
-    """What a run trains with. `config` is the resolved one: batch sizes fitted, device named."""
+    """What a run trains with. `config` is the resolved one: batch sizes fitted to the data."""
 
     config: RunConfig
     device: torch.device
@@ -30,7 +31,8 @@ class Parts:
     split: Split
     pipeline: ResidentPipeline
     method: Method
-    notes: list[str]
+    notes: list[str]  # what was decided, for the log
+    warnings: list[str]  # what may not be as the user thinks
 
 
 def assemble(config: RunConfig, *, split: Split | None = None) -> Parts:
@@ -40,6 +42,7 @@ def assemble(config: RunConfig, *, split: Split | None = None) -> Parts:
         ConfigError, DataError, SetupError: what does not fit, before anything is written.
     """
     notes: list[str] = []
+    check_kernels()
     device = choose_device(config.train.device, config.train.amp)
     method_class = find(config.method_name)
     wanted = models.describe(config.model.name)
@@ -49,11 +52,12 @@ def assemble(config: RunConfig, *, split: Split | None = None) -> Parts:
     source = sources.load(data.name, size=wanted.size or data.size, labels=data.labels, test=data.test, max_bad=data.max_bad)
     if wanted.mean is not None:
         source = dataclasses.replace(source, mean=wanted.mean, std=wanted.std)
+    warnings = []
     if source.quarantine:
-        notes.append(f"{len(source.quarantine)} images cannot be decoded and are left out (quarantine.csv lists them)")
+        warnings.append(f"{len(source.quarantine)} images cannot be decoded and are left out (quarantine.csv lists them)")
     if split is None:
         split = draw_split(config, source)
-    notes += source.warnings
+    warnings += source.warnings
     if len(source.classes) < 2:
         raise DataError(f"{data.name} has {len(source.classes)} class; a classifier needs at least two")
 
@@ -90,7 +94,7 @@ def assemble(config: RunConfig, *, split: Split | None = None) -> Parts:
             weak_pass=weak_pass,
         ).to(device)
     notes.append(f"weak pass: {weak_pass} ({'network with' if network.has_batchnorm else 'no'} batch-norm)" if views.no_grad else "")
-    return Parts(config, device, source, split, pipeline, method, [n for n in notes if n])
+    return Parts(config, device, source, split, pipeline, method, [n for n in notes if n], warnings)
 
 
 def draw_split(config: RunConfig, source: Source) -> Split:
@@ -117,15 +121,17 @@ def fit_batches(config: RunConfig, split: Split, unlabelled: bool, notes: list[s
     batch, ratio = train.batch_size, train.ratio
     if batch < 1 or ratio < 1:
         raise ConfigError(f"train.batch_size and train.ratio must be at least 1, got {batch} and {ratio}")
-    if batch > len(split.labelled) and config.origins.get("train.batch_size", "default") in SOFT_ORIGINS:
-        fewer = max(1, len(split.labelled))
-        if config.origins.get("train.ratio", "default") in SOFT_ORIGINS:
-            ratio = -(-batch * ratio // fewer)
-        batch = fewer
-        notes.append(f"batch size {batch}: there are no more labelled images; {batch * ratio} unlabelled ones a step")
-    if unlabelled and batch * ratio > len(split.unlabelled) and config.origins.get("train.ratio", "default") in SOFT_ORIGINS:
+    soft = {key: config.origins.get(f"train.{key}", "default") in SOFT_ORIGINS for key in ("batch_size", "ratio")}
+    wanted = batch * ratio
+    if batch > len(split.labelled) and soft["batch_size"]:
+        batch = max(1, len(split.labelled))
+        if soft["ratio"]:
+            ratio = -(-wanted // batch)
+    if unlabelled and soft["ratio"] and batch * ratio > len(split.unlabelled):
         ratio = max(1, len(split.unlabelled) // batch)
-        notes.append(f"ratio {ratio}: there are {len(split.unlabelled)} unlabelled images")
+    if (batch, ratio) != (train.batch_size, train.ratio):
+        more = f" and {batch * ratio} unlabelled" if unlabelled else ""
+        notes.append(f"{batch} labelled{more} images a step, fitted to the {len(split.labelled)} labels")
     return dataclasses.replace(config, train=dataclasses.replace(train, batch_size=batch, ratio=ratio))
 
 
@@ -151,6 +157,14 @@ def choose_device(name: str, amp: str) -> torch.device:
     if amp == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise SetupError(f"--amp bf16: {torch.cuda.get_device_name(device)} lacks bfloat16; use --amp fp16 or off")
     return device
+
+
+def check_kernels() -> None:
+    """Raises SetupError where FASTSSL_KERNELS asks for losses that this version or machine cannot serve."""
+    try:
+        class_statistics(torch.zeros(1, 2))
+    except RuntimeError as error:
+        raise SetupError(str(error)) from None
 
 
 def trained_parameters(method: Method) -> int:

@@ -36,7 +36,9 @@ def save(folder: Path, step: int, state: dict[str, Any], about: dict[str, Any], 
     temporary = folder / f".writing-{step}-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        # What a killed writer left behind; the run's lock says that no other writer is at work.
+        for left in (*folder.glob(".writing-*"), *folder.glob(".old-*")):
+            shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir()
         data = temporary / "state.pt"
         with open(data, "wb") as file:

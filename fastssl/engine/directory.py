@@ -34,6 +34,18 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"{folder} is no run of fastssl, so --overwrite leaves it alone; give another --out")
 
 
+def claim(parent: Path, stem: str) -> Path:
+    """Makes and returns parent/stem-N for the first N that nobody has: making it is what claims it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    n = 1
+    while True:
+        try:
+            (parent / f"{stem}-{n}").mkdir()
+            return parent / f"{stem}-{n}"
+        except FileExistsError:
+            n += 1
+
+
 def create(folder: Path, parts: Parts, *, overwrite: bool) -> None:
     """Makes the directory with the resolved configuration, the split and the quarantine list.
 

@@ -5,6 +5,7 @@ Progress goes to stderr (a live bar on a terminal, plain lines into a pipe), res
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -54,6 +55,12 @@ class Reporter:
         elif not self.quiet:
             tell(text)
 
+    def warn(self, text: str) -> None:
+        """One line that `quiet` does not silence: something is not as the user may think."""
+        quiet, self.quiet = self.quiet, False
+        self.say(f"warning: {text}")
+        self.quiet = quiet
+
     def metrics(self, event: str, step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
         if self.folder:
@@ -73,9 +80,13 @@ class Reporter:
             tell(text)
 
     def status(self, state: str, step: int, **more: Any) -> None:
-        """STATUS.json: running, finished, stopped, preempted, interrupted, diverged or failed."""
+        """STATUS.json: running, finished, stopped, preempted, interrupted, diverged or failed.
+
+        A disk that is full is no reason to hide why the run ended: the old status stays then.
+        """
         if self.folder:
-            write_atomically(self.folder / "STATUS.json", json.dumps({"state": state, "step": step, **more}) + "\n")
+            with contextlib.suppress(OSError):
+                write_atomically(self.folder / "STATUS.json", json.dumps({"state": state, "step": step, **more}) + "\n")
 
     def close(self) -> None:
         if self.live is not None:
@@ -100,11 +111,15 @@ def clock(seconds: float) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def final_table(result: dict[str, Any], classes: tuple[str, ...]) -> str:

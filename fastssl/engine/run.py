@@ -89,6 +89,8 @@ class Run:
         try:
             self._walk()
             finished = self.done >= self.total
+            if finished and self.done and int(self.step.streak) >= min(train.max_skipped, self.done):
+                raise DivergedError(self._diverged(int(self.step.streak)))
             result = self.result()
             self.reporter.metrics("result", self.done, result)
             self.reporter.status("finished" if finished else "stopped", self.done, accuracy=result["accuracy"])
@@ -129,8 +131,10 @@ class Run:
         )
         for note in self.parts.notes:
             self.reporter.say(note)
+        for warning in self.parts.warnings:
+            self.reporter.warn(warning)
         if compiler() is None:
-            self.reporter.say(f"warning: {mend_build_tools()}")
+            self.reporter.warn(mend_build_tools())
 
     def _walk(self) -> None:
         train = self.config.train
@@ -176,12 +180,14 @@ class Run:
         self.reporter.metrics("train", self.done, record)
         self.reporter.progress(self.done, values, rate, remaining)
         if worst >= self.config.train.max_skipped:
-            saved = checkpoint.listed(self.folder / "checkpoints") if self.folder else []
-            good = saved[-1] if saved else "none"
-            raise DivergedError(
-                f"loss or gradient was not finite in {worst} steps running, up to step {self.done}; last good checkpoint: {good}; "
-                "lower --lr, or use --amp off"
-            )
+            raise DivergedError(self._diverged(worst))
+
+    def _diverged(self, streak: int) -> str:
+        saved = checkpoint.listed(self.folder / "checkpoints") if self.folder else []
+        return (
+            f"loss or gradient was not finite in {streak} steps running, up to step {self.done} (newest checkpoint: "
+            f"{saved[-1] if saved else 'none'}); train anew with another --out and a lower --lr, or --amp off"
+        )
 
     def _judge(self) -> tuple[Judgement | None, Judgement | None]:
         """Raw and averaged network on the test part."""

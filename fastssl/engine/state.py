@@ -50,14 +50,14 @@ def restore(run: Any) -> None:
     """
     state, manifest, complaints = checkpoint.newest(run.folder / "checkpoints")
     for text in complaints:
-        run.reporter.say(f"warning: {text}; going on from step {manifest['step']}")
+        run.reporter.warn(f"{text}; going on from step {manifest['step']}")
     own = {"method": run.config.method_name, "model": run.config.model.name, "split_hash": run.parts.split.hash}
     for name, value in own.items():
         if manifest[name] != value:
             raise CheckpointError(f"{run.folder} holds a checkpoint of {name} {manifest[name]}, not {value}; resume what it was made by")
     if manifest["threads"] != torch.get_num_threads():
-        run.reporter.say(
-            f"warning: saved with {manifest['threads']} threads and resumed with {torch.get_num_threads()}: the rest will not be "
+        run.reporter.warn(
+            f"saved with {manifest['threads']} threads and resumed with {torch.get_num_threads()}: the rest will not be "
             "bit for bit what it would have been"
         )
     progress = state["run"]

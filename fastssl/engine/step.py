@@ -74,11 +74,12 @@ class Step:
         return {name: (float(n) / float(d) if float(d) else None) for name, (n, d) in zip(names, table, strict=True)}
 
     def state_dict(self) -> dict[str, object]:
-        return {"sums": dict(self.sums), "streak": self.streak, "worst_streak": self.worst_streak, "clock": self.clock.step}
+        return {"sums": dict(self.sums), "streak": self.streak, "clock": self.clock.step}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         for name, value in state["sums"].items():
             self.sums[name] = value.to(self.device).clone()
         self.streak.copy_(state["streak"])
-        self.worst_streak.copy_(state["worst_streak"])
+        # The worst streak starts anew with what goes on: a run that was ended by one may be given another chance.
+        self.worst_streak.copy_(state["streak"])
         self.clock.step.copy_(state["clock"])

@@ -51,7 +51,8 @@ class Update:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).float())
             if self.scale is not None:
                 norm = norm / self.scale
-            finite = torch.isfinite(loss.detach()) & torch.isfinite(norm)
+            # lr * norm too: a finite gradient under a huge rate would still write infinities into the weights.
+            finite = torch.isfinite(loss.detach()) & torch.isfinite(norm * self.lr)
             if self.clip > 0:
                 torch._foreach_mul_(grads, (self.clip / (norm + 1e-6)).clamp(max=1.0))
             found_inf = (~finite).to(torch.float32)
@@ -103,7 +104,7 @@ def trainable(method: Method, stage: Stage) -> list[tuple[str, nn.Parameter]]:
 def make_optimizer(named: list[tuple[str, nn.Parameter]], lr: Tensor, config: TrainConfig) -> torch.optim.Optimizer:
     """torch's fused SGD or AdamW with a tensor learning rate, its state made before the first step.
 
-    Vectors and scalars (norms, biases, scales) are not decayed unless `config.decay_all`.
+    Parameters of fewer than two dimensions (norms, biases, scales) are not decayed unless `config.decay_all`.
     """
     decayed = [p for _, p in named if config.decay_all or p.ndim > 1]
     plain = [p for _, p in named if not (config.decay_all or p.ndim > 1)]

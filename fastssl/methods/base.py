@@ -35,11 +35,10 @@ class Terms:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training with constant computation."""
+    """A stretch of training with constant computation. Optimiser and schedule start afresh with it."""
 
     steps: int  # optimiser steps
     networks: tuple[str, ...] | None = None  # names of the submodules that train; None: all that is trainable
-    fresh_optimizer: bool = True  # whether optimiser and schedule start afresh
     name: str = "train"
 
 

@@ -18,7 +18,6 @@ from ..config import option
 from ..kernels import consistency_loss, cross_entropy, pseudo_label_loss
 from ..models import Network, Output
 from ..pipelines.batch import Batch, DataSpec, Views
-from ..pipelines.errors import ConfigError
 from ..schedules import Clock
 from .base import Method, Terms
 from .bricks.forward import forward_views
@@ -43,13 +42,19 @@ class FineSSL(Method):
 
     @dataclass(frozen=True)
     class Config:
-        margin_scale: float = option(8.0, "alpha_0: scale of the margins", source="official code; paper alike")
-        smoothing: float = option(0.5, "epsilon: label smoothing of the auxiliary head's pseudo-labels", source="paper's lambda")
-        gamma: float = option(3.0, "weight of the main head's unlabelled term", source="code w_con; 1.0 for CIFAR-10 N1")
-        threshold: float = option(0.7, "main confidence from which a strong view trains the auxiliary head", source="code th")
-        least_weight: float = option(0.0, "omega below this becomes 0; 0 keeps every sample", source="code th_min")
-        pace_threshold: float = option(0.7, "zeta: confidence from which a pseudo-label counts in the learning pace", source="code")
-        pace_reset: int = option(500, "steps after which the learning pace starts anew; 0 never (paper)", source="code: an epoch")
+        margin_scale: float = option(8.0, "alpha_0: scale of the margins", source="official code; paper alike", least=0)
+        smoothing: float = option(
+            0.5, "epsilon: label smoothing of the auxiliary head's pseudo-labels", source="paper's lambda", least=0, most=1
+        )
+        gamma: float = option(3.0, "weight of the main head's unlabelled term", source="code w_con; 1.0 for CIFAR-10 N1", least=0)
+        threshold: float = option(
+            0.7, "main confidence from which a strong view trains the auxiliary head", source="code th", least=0, most=1
+        )
+        least_weight: float = option(0.0, "omega below this becomes 0; 0 keeps every sample", source="code th_min", least=0, most=1)
+        pace_threshold: float = option(
+            0.7, "zeta: confidence from which a pseudo-label counts in the learning pace", source="code", least=0, most=1
+        )
+        pace_reset: int = option(500, "steps after which the learning pace starts anew; 0 never (paper)", source="code: an epoch", least=0)
         pace_form: str = option(
             "auto",
             "learning pace from a bank of every sample's last label, or from a counter (equal where no sample repeats)",
@@ -62,7 +67,7 @@ class FineSSL(Method):
         auxiliary_target: str = option(
             "code", "hard smoothed label of the main head, or the paper's soft consistency with it", choices=CODE_OR_PAPER
         )
-        strong_views: int = option(2, "strong views a sample: 2 in the code, 1 in the paper")
+        strong_views: int = option(2, "strong views a sample: 2 in the code, 1 in the paper", least=1)
         detach_auxiliary: bool = option(True, "the auxiliary head never moves the features; off is the paper's ablation")
 
     summary = "foundation-model tuning with learning-pace margins and confidence reweighting by a detached, smoothed head"
@@ -83,8 +88,6 @@ class FineSSL(Method):
 
     @classmethod
     def views_of(cls, config: Any) -> Views:
-        if config.strong_views < 1:
-            raise ConfigError(f"method.strong_views must be at least 1, got {config.strong_views}")
         return Views(("weak",), ("weak",) + ("strong",) * config.strong_views, no_grad=1)
 
     def loss(self, batch: Batch, clock: Clock) -> Terms:

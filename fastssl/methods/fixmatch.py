@@ -18,8 +18,10 @@ class FixMatch(Method):
 
     @dataclass(frozen=True)
     class Config:
-        threshold: float = option(0.95, "tau: confidence from which a pseudo-label is used", source="FixMatch, section 2.4")
-        lambda_u: float = option(1.0, "weight of the unlabelled term", source="FixMatch, section 2.4")
+        threshold: float = option(
+            0.95, "tau: confidence from which a pseudo-label is used", source="FixMatch, section 2.4", least=0, most=1
+        )
+        lambda_u: float = option(1.0, "weight of the unlabelled term", source="FixMatch, section 2.4", least=0)
 
     summary = "hard pseudo-labels of confident weak views train the strong views"
     paper = "Sohn et al. 2020, arXiv 2001.07685"

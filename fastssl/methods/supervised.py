@@ -17,7 +17,7 @@ class Supervised(Method):
 
     @dataclass(frozen=True)
     class Config:
-        smoothing: float = option(0.0, "label smoothing: a label keeps 1 - s, every other class gets s / (C - 1)")
+        smoothing: float = option(0.0, "label smoothing: a label keeps 1 - s, every other class gets s / (C - 1)", least=0, most=1)
 
     summary = "labelled samples alone"
     paper = "baseline"

@@ -40,6 +40,12 @@ class Network(nn.Module):
         features = self.encoder(x)
         return Output(self.head(features), features)
 
+    def train(self, mode: bool = True) -> Network:
+        super().train(mode)
+        if not any(p.requires_grad for p in self.encoder.parameters()):
+            self.encoder.train(False)  # a frozen encoder keeps its batch-norm statistics too
+        return self
+
     @property
     def has_batchnorm(self) -> bool:
         return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())

@@ -1,6 +1,7 @@
 """A pen alphabet drawn for glyph_clip: characters as strokes through control points that are jittered anew for every copy.
 
-The shapes were written down by hand for this project, from how people form numerals and capitals; they are traced from no data.
+The shapes were written down by hand for this project, from how people form numerals and capitals; they are traced from no data
+(docs/glyph_clip.md says what their author had seen).
 An allograph is a string: strokes parted by ';', points 'x,y' in a box of 100 x 100 (y down), '/' before a point that
 ends one smooth piece and begins the next at a corner.
 """

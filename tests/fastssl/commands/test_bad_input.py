@@ -46,12 +46,58 @@ def fails(capsys, tmp_path, args, code, *fragments):
         (["--stepz", "3"], 2, ("--stepz", "--steps")),
         (["--lr", "1", "--set", "train.lr=2"], 2, ("given twice",)),
         (["--config", "nowhere.yaml"], 2, ("nowhere.yaml",)),
-        (["--batch-size", "0"], 2, ("batch_size",)),
+        (["--batch-size", "0"], 2, ("batch_size", "at least 1")),
+        (["--steps", "0"], 2, ("train.steps", "at least 1")),
+        (["--lr", "nan"], 2, ("train.lr", "nan")),
+        (["--ema", "1.5"], 2, ("train.ema", "at most 1")),
+        (["--set", "train.keep=-1"], 2, ("train.keep",)),
+        (["--set", "train.report_every=0"], 2, ("train.report_every",)),
+        (["--set", "method.smoothing=1.5"], 2, ("method.smoothing", "at most 1")),
+        (["--set", "train.lr=1", "--set", "train.lr=2"], 2, ("given twice",)),
+        (["--seed", "99999999999999999999"], 2, ("train.seed",)),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_one_sentence_and_the_right_code(capsys, tmp_path, args, code, fragments):
     fails(capsys, tmp_path, args, code, *fragments)
+
+
+def test_losses_that_cannot_serve_are_refused_before_a_run_is_made(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTSSL_KERNELS", "triton")
+    fails(capsys, tmp_path, [], 4, "FASTSSL_KERNELS=triton")
+
+
+def test_several_processes_are_refused(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fails(capsys, tmp_path, [], 2, "one process")
+
+
+def test_out_of_memory_is_exit_7(capsys, tmp_path):
+    assert main(["train", "--batch-size", "1000000000000", "--steps", "2", "--quiet", "--out", str(tmp_path / "run")]) == 7
+    assert "out of memory" in capsys.readouterr().err
+
+
+def test_a_flag_goes_over_the_files_way_of_choosing_labels(capsys, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("data: {labels_per_class: 2}\n")
+    assert main(["train", "--dry-run", "--json", "--config", str(file), "--labels-total", "30"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["labelled"] == 30 and shown["config"]["data"]["labels_per_class"] is None
+
+
+def test_runs_without_a_name_get_one_each(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["train", "--method", "supervised", "--steps", "1", "--quiet"]) == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["supervised-digits-1", "supervised-digits-2"]
+
+
+def test_overwrite_replaces_runs_alone(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").write_text("mine")
+    assert main(["train", "--steps", "1", "--overwrite", "--out", str(photos)]) == 2
+    assert "no run of fastssl" in capsys.readouterr().err and (photos / "a.jpg").exists()
 
 
 def test_missing_split_file(capsys, tmp_path):

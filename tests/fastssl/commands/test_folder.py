@@ -105,6 +105,22 @@ def test_predict_refuses_what_is_not_there(trained, tmp_path, capsys):
     assert main(["predict", str(tmp_path), str(tmp_path)]) == 6
 
 
+def test_a_run_is_found_from_another_folder(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(photos)
+    assert main(["train", *FAST, "--data", "all", "--labels", "labels.csv", "--test", "test", "--out", str(tmp_path / "run")]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", "run", "--json"]) == 0
+
+
+def test_an_edited_split_is_noticed_by_eval(photos, tmp_path, capsys):
+    given = ["--data", str(photos / "all"), "--labels", str(photos / "labels.csv"), "--test", str(photos / "test")]
+    assert main(["train", *FAST, *given, "--out", str(tmp_path / "run")]) == 0
+    split = tmp_path / "run" / "split.csv"
+    split.write_text("".join(line for i, line in enumerate(split.open()) if "test" not in line or i % 2))
+    assert main(["eval", str(tmp_path / "run")]) == 6
+    assert "split.csv" in capsys.readouterr().err
+
+
 def test_holdout_of_a_folder_without_test(photos, tmp_path, capsys):
     given = ["--data", str(photos / "all"), "--labels", str(photos / "labels.csv")]
     assert main(["train", *FAST, *given, "--holdout", "0.25", "--json", "--out", str(tmp_path / "a")]) == 0

@@ -16,7 +16,7 @@ from fastssl.pipelines.errors import SetupError
 
 MODELS = Path(glyph_clip.__file__).parent
 DIGITS = list("0123456789")
-ZERO_SHOT_FLOOR = 0.80
+ZERO_SHOT_FLOOR = 0.96  # measured 0.965 on all rows, 0.978 on the test part
 
 
 @pytest.fixture(scope="module")
