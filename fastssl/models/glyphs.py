@@ -83,6 +83,8 @@ def render_fonts() -> tuple[np.ndarray, np.ndarray]:
     side, body = SIZE * _FINE, BODY * _FINE
     for font_name, characters in _FONTS.items():
         path = str(folder / f"{font_name}.ttf")
+        if not (folder / f"{font_name}.ttf").is_file():
+            raise SetupError(f"this matplotlib ships no font {font_name}; run: pip install 'matplotlib>=3.11'")
         known = FT2Font(path).get_charmap()
         font = ImageFont.truetype(path, 2 * body)
         for character in characters:
