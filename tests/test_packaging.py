@@ -86,7 +86,9 @@ def test_editable_install_imports_from_elsewhere(source: Path, tmp_path: Path, p
     elsewhere.mkdir()
     pip("install", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(site), "--editable", str(source), cwd=elsewhere)
     # site.addsitedir reads the .pth file through which setuptools hooks an editable package in, as an interpreter's start does.
-    code = f"import site; site.addsitedir({str(site)!r})\n" + CHECK.format(where=str(source))
+    # The tests' own environment may hold a wheel, which a real editable install would have replaced: the hook goes before it.
+    first = "sys.meta_path.sort(key=lambda finder: 'Editable' not in getattr(finder, '__name__', ''))"
+    code = f"import site, sys; site.addsitedir({str(site)!r}); {first}\n" + CHECK.format(where=str(source))
     python("-c", code, cwd=elsewhere)
 
 
