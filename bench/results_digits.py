@@ -23,7 +23,7 @@ ROWS = [
     ("supervised, same encoder, full tuning, 4", ["--method", "supervised", "--amp", "bf16"]),
     (
         "supervised, same encoder, prompts and heads as finessl, 4",
-        "--method supervised --amp bf16 --tune vpt_deep --lr 0.03 --ema 0 --steps 200 --set model.prompts=8 "
+        "--method supervised --amp bf16 --tune vpt_deep --lr 0.03 --ema 0 --steps 150 --set model.prompts=8 "
         "--set model.head=cosine --set model.head_init=text".split(),
     ),
     ("supervised, same encoder, full tuning, 1", ["--method", "supervised", "--amp", "bf16", "--labels-per-class", "1"]),
@@ -68,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--only", help="rows whose name contains this")
+    parser.add_argument("--but", help="rows whose name does not contain this")
     parser.add_argument("--out", help="Markdown file to write as well")
     args = parser.parse_args()
     import torch
@@ -81,7 +82,7 @@ def main() -> None:
     ]
     print("\n".join(lines), flush=True)
     for name, flags in ROWS:
-        if args.only and args.only not in name:
+        if (args.only and args.only not in name) or (args.but and args.but in name):
             continue
         results = [run(flags, seed) for seed in args.seeds]
         lines.append(row(name, [a for a, _ in results], statistics.median(s for _, s in results)))

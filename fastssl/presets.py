@@ -51,7 +51,7 @@ def glyph_clip(method: str) -> dict[str, Any]:
     up from noise. Prompts hardly matter in number: a transformer of 17 tokens takes 8.
     """
     if method == "finessl":
-        short = {"train.ratio": 3, "train.steps": 200, "train.schedule_period": 1}
+        short = {"train.ratio": 3, "train.steps": 150, "train.schedule_period": 1}
         return {"model.tune": "vpt_deep", "model.prompts": 8, "model.head_init": "text", **short}
     return {"train.steps": 300, "train.lr": 0.01, "train.ema": 0.99, "train.batch_size": 32, "train.ratio": 3}
 
