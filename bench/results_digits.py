@@ -1,6 +1,6 @@
 """The results table of README: runs the commands that a user would, over seeds, and prints means and standard deviations.
 
-    python bench/results_digits.py [--seeds 0 1 2 3 4] [--out bench/results/digits.md]
+    python -m bench.results_digits [--seeds 0 1 2 3 4] [--out bench/results/digits.md]
 
 Every row is `fastssl train` with its defaults and the flags shown; the peer is scikit-learn's LabelSpreading on the very same splits
 and test rows, on raw pixels, as its documentation uses it (rbf kernel), with the best of a few gammas by its test accuracy: the peer is
@@ -93,7 +93,7 @@ def main() -> None:
             print(lines[-1], flush=True)
     if args.out:
         with open(args.out, "w", encoding="utf-8") as file:
-            file.write("\n".join(["# Digits", "", "Made by `python bench/results_digits.py`.", "", *lines, ""]))
+            file.write("\n".join(["# Digits", "", "Made by `python -m bench.results_digits`.", "", *lines, ""]))
 
 
 def row(name: str, accuracies: list[float], seconds: float | None) -> str:

@@ -86,7 +86,7 @@ def _serves(report: dict[str, Any]) -> dict[str, str]:
     """What a run would use on this machine as it is: device, losses, step, --amp bf16."""
     cuda = bool(report["torch"] and report["torch"]["devices"])
     if cuda:
-        bf16 = "in hardware" if all(d["bf16"] for d in report["torch"]["devices"]) else "emulated, slower than fp32"
+        bf16 = "in hardware" if all(d["bf16"] for d in report["torch"]["devices"]) else "not in hardware: --amp bf16 is refused, take fp16"
     else:
         bf16 = {True: "in hardware", False: "emulated, no faster than fp32", None: "yes"}[report["cpu"]["bf16"]]
     return {
