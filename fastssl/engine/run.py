@@ -56,6 +56,7 @@ class Run:
         self.last: dict[str, float | None] = {}
         self.skipped, self.reported = 0.0, 0
         self.signal: int | None = None
+        self.judgement: tuple[int, Judgement | None, Judgement | None] = (-1, None, None)  # step, raw, averaged
         if folder is not None and not resume:
             directory.create(folder, parts, overwrite=overwrite)
         self.lock = directory.take_lock(folder) if folder is not None else None
@@ -75,6 +76,7 @@ class Run:
             DivergedError, Preempted, Interrupted: after saving what can be saved.
         """
         train = self.config.train
+        deterministic = torch.are_deterministic_algorithms_enabled()
         if train.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
@@ -106,6 +108,7 @@ class Run:
             raise
         finally:
             self.reporter.close()
+            torch.use_deterministic_algorithms(deterministic)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             if self.lock is not None:
@@ -215,7 +218,7 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         """Figures at the present step. `accuracy` is the judged network's on the test part, None where there is none."""
-        at, raw, ema = getattr(self, "judgement", (-1, None, None))
+        at, raw, ema = self.judgement
         if at != self.done:
             raw, ema = self._judge()
         counted = ema or raw
