@@ -40,7 +40,7 @@ FLAGS: dict[str, str] = {
     "--device": "train.device",
     "--seed": "train.seed",
 }
-SELECTORS = ("data.labels_per_class", "data.label_fraction", "data.labels_total", "data.split", "data.labels")
+SELECTORS = ("data.labels_per_class", "data.label_fraction", "data.labels_total", "data.split")
 UNSET = (None, "none", "null", "")
 DEFAULT_METHOD = "finessl"
 
@@ -103,10 +103,12 @@ def configure(args: argparse.Namespace) -> RunConfig:
     chosen = {**file, **given}
     preset = presets.defaults(str(name), model=chosen.get("model.name"), data=chosen.get("data.name"), weights=chosen.get("model.weights"))
     layers = [("preset", preset), (args.config or "file", file), ("the command line", given)]
+    if chosen.get("data.labels") not in UNSET:
+        layers[0] = ("preset", without_selectors(preset))  # the user's own labels.csv: all of it, unless a number is asked for
     for i, (_, layer) in enumerate(layers):
-        # Whoever says who is labelled says all of it: the ways of choosing of lower layers give way together.
+        # Whoever says how many are labelled says all of it: the ways of choosing of lower layers give way together.
         if any(layer.get(key) not in UNSET for key in SELECTORS):
-            layers[:i] = [(place, {k: v for k, v in lower.items() if k not in SELECTORS}) for place, lower in layers[:i]]
+            layers[:i] = [(place, without_selectors(lower)) for place, lower in layers[:i]]
     config = resolve(str(name), kind.Config, layers)
     # A run must be found again from anywhere, so it keeps whole paths.
     kept = {"name": config.data.name if config.data.name == "digits" else os.path.abspath(config.data.name)}
@@ -114,6 +116,10 @@ def configure(args: argparse.Namespace) -> RunConfig:
     if not os.path.exists(kept["name"]):
         kept.pop("name")  # a name that is no folder is reported as it was given
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **kept))
+
+
+def without_selectors(layer: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in layer.items() if key not in SELECTORS}
 
 
 def flags(args: argparse.Namespace) -> dict[str, Any]:

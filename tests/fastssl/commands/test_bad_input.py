@@ -85,6 +85,18 @@ def test_a_flag_goes_over_the_files_way_of_choosing_labels(capsys, tmp_path):
     assert shown["labelled"] == 30 and shown["config"]["data"]["labels_per_class"] is None
 
 
+def test_a_labels_csv_of_the_file_stays_when_a_flag_chooses_among_it(tmp_path):
+    from fastssl.cli import parser
+    from fastssl.commands.train import configure
+
+    file = tmp_path / "c.yaml"
+    file.write_text("data: {name: photos, labels: labels.csv}\n")
+    config = configure(parser().parse_args(["train", "--config", str(file), "--labels-per-class", "2"]))
+    assert config.data.labels.endswith("labels.csv") and config.data.labels_per_class == 2
+    config = configure(parser().parse_args(["train", "--data", "digits", "--labels", "labels.csv"]))
+    assert config.data.labels_per_class is None
+
+
 def test_runs_without_a_name_get_one_each(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):

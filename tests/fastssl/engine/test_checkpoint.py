@@ -89,6 +89,13 @@ def test_full_disk_keeps_the_old_one(tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".writing*"))
 
 
+def test_what_a_killed_writer_left_is_cleared(tmp_path):
+    for name in (".writing-7-1", ".old-7-1"):
+        (tmp_path / name).mkdir()
+    write(tmp_path, 8)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-8"]
+
+
 def test_another_schema_is_refused(tmp_path):
     path = write(tmp_path, 1) / "MANIFEST.json"
     manifest = json.loads(path.read_text())

@@ -225,7 +225,25 @@ def test_global_generator_is_taken_up_again(tmp_path):
 def test_quiet_silences_progress_but_no_warning(tmp_path, capsys):
     args = [*RUNS["supervised"][:2], "--labels-total", "11", "--sampling", "uniform", "--steps", "1", "--quiet"]
     assert main(["train", *args, "--out", str(tmp_path / "run")]) == 0
-    assert all("warning" in line for line in capsys.readouterr().err.splitlines())
+    said = capsys.readouterr().err.splitlines()
+    assert any("without a label" in line for line in said) and all("warning" in line for line in said)
+
+
+def test_a_full_disk_is_exit_7_and_the_reason_is_not_hidden(tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "run"
+    from fastssl.engine import checkpoint as writer
+    from fastssl.engine import report
+
+    real = report.os.fsync
+    # The disk fills when the first checkpoint is written, and stays full for the status that would follow it.
+    monkeypatch.setattr(writer, "sha256", lambda path: monkeypatch.setattr(report.os, "fsync", full) or "")
+    assert main(["train", *RUNS["supervised"], *SMALL, "--out", str(folder)]) == 7
+    monkeypatch.setattr(report.os, "fsync", real)
+    assert "no space left" in capsys.readouterr().err
+    assert json.loads((folder / "STATUS.json").read_text())["state"] == "running" and not list(folder.glob(".STATUS*"))
 
 
 @pytest.mark.parametrize("name", RUNS)
