@@ -7,6 +7,7 @@ looks at labels that already lie in host memory), so nothing here makes the host
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 from torch import Tensor
@@ -83,12 +84,24 @@ def labels_in_range(name: str, value: Tensor, classes: int, sample_weight: Tenso
     """On the CPU a label outside [0, C) is an error at once, unless its row has weight 0.
 
     On other devices reading it would stop the host, and while compiling there is nothing to read: there such a row becomes NaN.
+    With FASTSSL_KERNELS_DEBUG=1 a device checks it too, in eager calls: its next synchronisation then fails with this message.
     """
-    if value.device.type != "cpu" or torch.compiler.is_compiling():
+    host = value.device.type == "cpu"
+    if torch.compiler.is_compiling() or not (host or os.environ.get("FASTSSL_KERNELS_DEBUG", "") == "1"):
         return
     outside = (value < 0) | (value >= classes)
     if sample_weight is not None:
         outside = outside & (sample_weight != 0)
+    if not host:
+        torch._assert_async(~outside.any(), f"{name} must hold labels from 0 to {classes - 1}")
+        return
     if bool(outside.any()):
         row = int(outside.nonzero()[0])
         raise ValueError(f"{name} must hold labels from 0 to {classes - 1}; got {int(value[row])} in row {row}")
+
+
+def traced(tensor: Tensor) -> bool:
+    """Whether something (torch.compile, export, fake tensors, a dispatch mode) must see an operator rather than a launch."""
+    if torch.compiler.is_compiling():
+        return True
+    return type(tensor) not in (Tensor, torch.nn.Parameter) or torch._C._len_torch_dispatch_stack() > 0

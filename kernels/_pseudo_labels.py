@@ -39,8 +39,8 @@ def pseudo_labels(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """label [N] int64, confidence [N], weight [N], soft target [N, C] or None; arguments as in `reference.pseudo_label_loss`."""
     rows, classes = student.shape[-2:]
-    _check_options(student, threshold, weighting, power, variance, temperature, align, align_for, sample_weight)
-    _check_teacher(student, teacher, judge, temperature, align)
+    check_options(student, threshold, weighting, power, variance, temperature, align, align_for, sample_weight)
+    check_teacher(student, teacher, judge, temperature, align)
 
     soft = None
     if isinstance(teacher, PseudoLabel):
@@ -70,7 +70,7 @@ def pseudo_labels(
     return label, confidence, weight, soft
 
 
-def _check_options(student, threshold, weighting, power, variance, temperature, align, align_for, sample_weight) -> None:
+def check_options(student, threshold, weighting, power, variance, temperature, align, align_for, sample_weight) -> None:
     rows, classes = student.shape[-2:]
     _check.choice("weighting", weighting, WEIGHTINGS)
     _check.choice("align_for", align_for, ("both", "weight"))
@@ -90,7 +90,7 @@ def _check_options(student, threshold, weighting, power, variance, temperature, 
             _check.constant(name, value, shape, student.device)
 
 
-def _check_teacher(student, teacher, judge, temperature, align) -> None:
+def check_teacher(student, teacher, judge, temperature, align) -> None:
     rows, classes = student.shape[-2:]
     shape = {"[N, C], rows and classes of student": (rows, classes)}
     if isinstance(teacher, PseudoLabel):

@@ -58,12 +58,22 @@ class PseudoLabelLoss(nn.Module):
         fixed += [f"{name}={list(getattr(self, name).shape)}" for name in self._tensors]
         return ", ".join([*fixed, f"reduction={self.reduction!r}"])
 
+    def _apply(self, fn, recurse: bool = True):
+        # `.to(torch.bfloat16)` of a whole model would round a threshold of 0.95 to 0.9492: tensors move, but keep their dtype.
+        given = {name: getattr(self, name) for name in self._tensors}
+        super()._apply(fn, recurse)
+        for name, tensor in given.items():
+            moved = getattr(self, name)
+            if moved.dtype != tensor.dtype:
+                setattr(self, name, tensor.to(moved.device))
+        return self
+
     def _check_names(self, options: dict) -> None:
         for name in options:
             if name not in self._known:
                 near = difflib.get_close_matches(name, self._known, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(self._known)}"
-                raise ValueError(f"PseudoLabelLoss has no option {name!r}; {hint}")
+                raise ValueError(f"{type(self).__name__} has no option {name!r}; {hint}")
 
 
 class BalancedMarginCrossEntropy(nn.Module):

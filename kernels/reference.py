@@ -93,7 +93,7 @@ def pseudo_label_loss(
         ValueError: wrong shape, dtype, device or name; a tensor other than `student` that requires grad; `margin` or `smoothing` together
             with `temperature`; `gaussian` without `variance`; `align` or `temperature` with a PseudoLabel as teacher.
     """
-    _check_student(student, margin, adjust, smoothing, temperature)
+    check_student(student, margin, adjust, smoothing, temperature)
     options = (threshold, weighting, power, variance, judge, temperature, align, align_for, sample_weight)
     label, confidence, weight, soft = pseudo_labels(student, teacher, *options)
     views = student.shape[0] if student.dim() == 3 else 1
@@ -137,11 +137,8 @@ def pseudo_label_loss_and_grad(
     Raises:
         ValueError: as `pseudo_label_loss`.
     """
-    _check_student(student, margin, adjust, smoothing, temperature)
-    if isinstance(scale, Tensor):
-        _check.constant("scale", scale, {"[]": (), "[N]": (student.shape[-2],)}, student.device)
-    else:
-        _check.number("scale", scale, "or a floating-point tensor [] or [N]", -math.inf)
+    check_student(student, margin, adjust, smoothing, temperature)
+    check_scale(scale, student)
     options = (threshold, weighting, power, variance, judge, temperature, align, align_for, sample_weight)
     label, confidence, weight, soft = pseudo_labels(student, teacher, *options)
     views = student.shape[0] if student.dim() == 3 else 1
@@ -197,21 +194,13 @@ def cross_entropy(
         ValueError: wrong shape, dtype, device; a tensor other than `logits` that requires grad; `margin` or `smoothing` with a soft target;
             on the CPU a label outside [0, C) in a row whose sample weight is not 0.
     """
-    _check.logits("logits", logits)
+    soft = check_cross_entropy(logits, target, margin, smoothing, class_weight, adjust, sample_weight)
     rows, classes = logits.shape
-    soft = isinstance(target, Tensor) and target.dim() == 2
-    check_shift(classes, logits.device, margin, adjust, smoothing, "a target [N, C]" if soft else None)
-    for name, value, shape in (("class_weight", class_weight, {"[C]": (classes,)}), ("sample_weight", sample_weight, {"[N]": (rows,)})):
-        if value is not None:
-            _check.constant(name, value, shape, logits.device)
     dtype = working_dtype(logits, target if soft else None)
     weight = logits.new_ones(rows, dtype=dtype) if sample_weight is None else sample_weight.to(dtype)
     if soft:
-        _check.constant("target", target, {"[N, C]": (rows, classes)}, logits.device)
         label, q = None, target.to(dtype)
     else:
-        _check.labels("target", target, rows, logits.device)
-        _check.labels_in_range("target", target, classes, sample_weight)
         label, outside = inside(target, classes)
         weight = weight.masked_fill(outside & (weight != 0), math.nan)
         q = smoothed(label, classes, smoothing, dtype) if smoothing and class_weight is not None else None
@@ -230,7 +219,32 @@ def cross_entropy(
     return (weight * loss).masked_fill(dead, 0.0)
 
 
-def _check_student(student, margin, adjust, smoothing, temperature) -> None:
+def check_cross_entropy(logits, target, margin, smoothing, class_weight, adjust, sample_weight) -> bool:
+    """Whether the target is soft; raises what `cross_entropy` raises."""
+    _check.logits("logits", logits)
+    rows, classes = logits.shape
+    soft = isinstance(target, Tensor) and target.dim() == 2
+    check_shift(classes, logits.device, margin, adjust, smoothing, "a target [N, C]" if soft else None)
+    for name, value, shape in (("class_weight", class_weight, {"[C]": (classes,)}), ("sample_weight", sample_weight, {"[N]": (rows,)})):
+        if value is not None:
+            _check.constant(name, value, shape, logits.device)
+    if soft:
+        _check.constant("target", target, {"[N, C]": (rows, classes)}, logits.device)
+    else:
+        _check.labels("target", target, rows, logits.device)
+        _check.labels_in_range("target", target, classes, sample_weight)
+    return soft
+
+
+def check_scale(scale: float | Tensor, student: Tensor) -> None:
+    """Scale is a number, or a tensor [] or [N]."""
+    if isinstance(scale, Tensor):
+        _check.constant("scale", scale, {"[]": (), "[N]": (student.shape[-2],)}, student.device)
+    else:
+        _check.number("scale", scale, "or a floating-point tensor [] or [N]", -math.inf)
+
+
+def check_student(student, margin, adjust, smoothing, temperature) -> None:
     _check.logits("student", student, views=True)
     soft = None if temperature is None else "temperature, which makes soft targets"
     check_shift(student.shape[-1], student.device, margin, adjust, smoothing, soft)

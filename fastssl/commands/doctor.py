@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -91,10 +90,23 @@ def _serves(report: dict[str, Any]) -> dict[str, str]:
         bf16 = {True: "in hardware", False: "emulated, no faster than fp32", None: "yes"}[report["cpu"]["bf16"]]
     return {
         "device": "cuda" if cuda else "cpu",
-        "losses": "plain torch (fastssl.kernels.reference)",
+        "losses": _losses("cuda" if cuda else "cpu") if report["torch"] else "none: torch is missing",
         "step": "eager",
         "bf16": bf16,
     }
+
+
+def _losses(device: str) -> str:
+    """Who serves the losses on a device, in words."""
+    from ..kernels import _dispatch
+
+    try:
+        by = _dispatch.server(device)
+    except RuntimeError as refused:
+        return f"none: {refused}"
+    if by == "triton":
+        return "Triton kernels" if device == "cuda" else "Triton kernels, interpreted on the CPU"
+    return {"closed form": "closed forms in plain torch", "reference": "plain torch (fastssl.kernels.reference)"}[by]
 
 
 def _absent(report: dict[str, Any]) -> list[str]:
@@ -109,10 +121,8 @@ def _advice(report: dict[str, Any]) -> list[str]:
         advice.append(f"missing, and every run needs it: {', '.join(absent)}; to mend it: pip install {' '.join(absent)}")
     if report["compiler"] is None:
         advice.append(environment.mend_build_tools())
-    if (forced := os.environ.get("FASTSSL_KERNELS", "")) not in ("", "reference"):
-        advice.append(
-            f"FASTSSL_KERNELS={forced}, and this version has the reference alone, so every loss will refuse: unset FASTSSL_KERNELS"
-        )
+    if report["serves"]["losses"].startswith("none: FASTSSL_KERNELS"):
+        advice.append(f"every loss will refuse: {report['serves']['losses'].removeprefix('none: ')}")
     torch = report["torch"]
     if torch and torch["driver"] and not torch["devices"]:
         if torch["cuda"]:

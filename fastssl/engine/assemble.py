@@ -9,7 +9,7 @@ import torch
 
 from .. import models
 from ..config import RunConfig
-from ..kernels import class_statistics
+from ..kernels import _dispatch
 from ..methods import find
 from ..methods.base import Method
 from ..pipelines import sources, splits
@@ -42,8 +42,8 @@ def assemble(config: RunConfig, *, split: Split | None = None) -> Parts:
         ConfigError, DataError, SetupError: what does not fit, before anything is written.
     """
     notes: list[str] = []
-    check_kernels()
     device = choose_device(config.train.device, config.train.amp)
+    check_kernels(device)
     method_class = find(config.method_name)
     wanted = models.describe(config.model.name)
     data = config.data
@@ -159,10 +159,10 @@ def choose_device(name: str, amp: str) -> torch.device:
     return device
 
 
-def check_kernels() -> None:
-    """Raises SetupError where FASTSSL_KERNELS asks for losses that this version or machine cannot serve."""
+def check_kernels(device: torch.device) -> None:
+    """Raises SetupError where FASTSSL_KERNELS asks for losses that this version or machine cannot serve on the run's device."""
     try:
-        class_statistics(torch.zeros(1, 2))
+        _dispatch.server(device.type)
     except RuntimeError as error:
         raise SetupError(str(error)) from None
 

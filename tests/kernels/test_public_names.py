@@ -8,14 +8,19 @@ import pytest
 import torch
 
 import fastssl.kernels as public
-from fastssl.kernels import modules, reference
+from fastssl.kernels import finessl_loss, method_losses, modules, reference
 
 FUNCTIONS = ("pseudo_label_loss", "pseudo_label_loss_and_grad", "cross_entropy", "consistency_loss", "class_statistics")
 TUPLES = {
     "PseudoLabel": ("loss", "label", "confidence", "weight"),
     "ClassStatistics": ("mean_probability", "histogram", "confidence_mean", "confidence_var"),
 }
-MODULES = ("PseudoLabelLoss", "BalancedMarginCrossEntropy", "ConsistencyLoss")
+MODULES = {
+    modules: ("PseudoLabelLoss", "BalancedMarginCrossEntropy", "ConsistencyLoss"),
+    method_losses: ("FixMatchLoss", "SmoothFixMatchLoss", "UDALoss", "FlexMatchLoss", "FreeMatchLoss", "SoftMatchLoss", "AdaMatchLoss")
+    + ("MeanTeacherLoss", "PiModelLoss"),
+    finessl_loss: ("FineSSLLoss",),
+}
 PSEUDO = "threshold=0.95, weighting='step', power=1.0, variance=None, judge=None, temperature=None, align=None, align_for='both', "
 PSEUDO += "margin=None, adjust=None, smoothing=0.0, sample_weight=None)"
 SIGNATURES = {
@@ -28,11 +33,12 @@ SIGNATURES = {
 
 
 def test_the_losses_and_their_tuples_and_nothing_else() -> None:
-    assert sorted(public.__all__) == sorted((*FUNCTIONS, *TUPLES, *MODULES))
+    assert sorted(public.__all__) == sorted((*FUNCTIONS, *TUPLES, *(name for names in MODULES.values() for name in names)))
     for name, fields in TUPLES.items():
         assert getattr(public, name)._fields == fields and getattr(public, name) is getattr(reference, name)
-    for name in MODULES:
-        assert getattr(public, name) is getattr(modules, name)
+    for room, names in MODULES.items():
+        for name in names:
+            assert getattr(public, name) is getattr(room, name)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

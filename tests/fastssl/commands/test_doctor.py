@@ -73,12 +73,15 @@ def test_full_disk_is_advice(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert "less than 1 GiB is free" in told(capsys)
 
 
-def test_kernels_that_this_version_lacks_are_advice(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTSSL_KERNELS", "triton")
-    assert "unset FASTSSL_KERNELS" in told(capsys)
+def test_kernels_that_cannot_serve_are_advice(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "closed forms in plain torch" in told(capsys)
+    monkeypatch.setenv("FASTSSL_KERNELS", "trition")
+    text = told(capsys)
+    assert "every loss will refuse: FASTSSL_KERNELS must be triton or reference; got 'trition'" in text
     from fastssl.kernels import cross_entropy
 
     with pytest.raises(RuntimeError, match="FASTSSL_KERNELS"):
         cross_entropy(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
     monkeypatch.setenv("FASTSSL_KERNELS", "reference")
-    assert "unset FASTSSL_KERNELS" not in told(capsys)
+    text = told(capsys)
+    assert "plain torch (fastssl.kernels.reference)" in text and "refuse" not in text
