@@ -38,10 +38,29 @@ def option(
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: str = option("glyph_clip", "network: glyph_clip, wrn-28-2 or wrn-28-8")
+    name: str = option("glyph_clip", "network: glyph_clip, wrn-28-2, timm:NAME, open_clip:ARCH[/TAG], package.module:factory ...")
     weights: str | None = option(None, "safetensors file, 'random', or nothing for the network's own weights")
-    tune: str = option("full", "which weights train: all, a linear head, or deep visual prompts", choices=("full", "linear", "vpt_deep"))
-    prompts: int = option(50, "prompt vectors before each block (vpt_deep)", source="FineSSL code: 50", least=1)
+    img_size: int | None = option(None, "side of the image that a timm vision transformer is built for, in pixels", least=1)
+    patch_size: int | None = option(None, "side of a patch that a timm vision transformer is built with, in pixels", least=1)
+    normalise: str = option(
+        "network", "constants that images are normalised by: the network's own or the data set's", choices=("network", "data")
+    )
+    tune: str = option(
+        "full",
+        "which weights train: full, linear, lp_ft, last_k, bias, bn, or vpt_deep, vpt_shallow, vpt_last, lora, adapter, adaptformer, ssf, "
+        "joined by + where they combine",
+    )
+    partial: int | None = option(
+        None, "only the last so many blocks get adapters or train (last_k); all if not said, 1 for last_k", least=1
+    )
+    prompts: int = option(
+        50, "prompt vectors before each block (vpt_deep) or before one (vpt_shallow, vpt_last)", source="FineSSL code: 50", least=1
+    )
+    lora_rank: int = option(16, "rank of the updates of query and value maps (lora)", source="FineSSL code: 8 or 16", least=1)
+    adapter_rank: int = option(8, "width of the bottleneck on the MLP's output (adapter)", source="FineSSL code: 8", least=1)
+    adaptformer_rank: int = option(64, "width of the bottleneck beside the MLP (adaptformer)", source="FineSSL code: 64", least=1)
+    adaptformer_form: str = option("parallel", "where adaptformer's bottleneck sits", choices=("parallel", "sequential"))
+    adapter_scale: float = option(0.1, "factor on the output of adapter and adaptformer", source="FineSSL code: 0.1")
     head: str = option("linear", "classifier: plain linear, or cosine with a learnable scale", choices=("linear", "cosine"))
     head_init: str = option(
         "random",

@@ -134,10 +134,10 @@ def columns_kernel(
     tl.store(sums_ptr + at, tl.sum(sums, 0), mask=is_class)
     tl.store(counts_ptr + at, tl.sum(counts, 0), mask=is_class)
     if tl.program_id(1) == 0:
-        count, mean, squares = joined(count, mean, squares)
-        tl.store(moments_ptr + group, count)
-        tl.store(moments_ptr + groups + group, mean)
-        tl.store(moments_ptr + 2 * groups + group, squares)
+        every, centre, off = joined(count, mean, squares)
+        tl.store(moments_ptr + group, every)
+        tl.store(moments_ptr + groups + group, centre)
+        tl.store(moments_ptr + 2 * groups + group, off)
 
 
 @triton.jit
@@ -184,6 +184,6 @@ def totals_kernel(
         count = tl.load(moments_ptr + g, mask=there, other=0.0)
         mean = tl.load(moments_ptr + groups + g, mask=there, other=0.0)
         squares = tl.load(moments_ptr + 2 * groups + g, mask=there, other=0.0)
-        count, mean, squares = joined(count, mean, squares)
-        tl.store(confidence_mean_ptr, mean)
-        tl.store(confidence_var_ptr, tl.where(count > 1.0, squares / tl.maximum(count - 1.0, 1.0), 0.0))
+        every, centre, off = joined(count, mean, squares)
+        tl.store(confidence_mean_ptr, centre)
+        tl.store(confidence_var_ptr, tl.where(every > 1.0, off / tl.maximum(every - 1.0, 1.0), 0.0))
