@@ -35,6 +35,7 @@ PACKAGES: dict[str, str] = {
     "tensorboard": "track",
     "wandb": "track",
     "pytest-benchmark": "bench",
+    "liger-kernel": "bench",
 }
 
 

@@ -87,14 +87,14 @@ def columns_kernel(
     first = tl.program_id(1) * BLOCK_C
     i = tl.arange(0, BLOCK_N)
     row_in_step = i * groups + group if FOLD else group * BLOCK_N + i
+    stride = tl.cast(groups, tl.int64) * BLOCK_N
     shape: tl.constexpr = [1 if FOLD else BLOCK_N, BLOCK_C]
     sums = tl.zeros(shape, tl.float32)
     counts = tl.zeros(shape, tl.int32)
-    count = tl.zeros([BLOCK_N], tl.float32)
     mean = tl.zeros([BLOCK_N], tl.float32)
     squares = tl.zeros([BLOCK_N], tl.float32)
     for step in range(0, steps):
-        n = tl.cast(step, tl.int64) * groups * BLOCK_N + row_in_step
+        n = tl.cast(step, tl.int64) * stride + row_in_step
         valid = n < rows
         x, col, inside = load_tile(teacher_ptr, n * row_over * ALIGN, valid, first, classes, column, VECTOR, BLOCK_C)
         if stats_ptr is None:
@@ -112,17 +112,16 @@ def columns_kernel(
             p = tl.exp(x - top[:, None])
             confidence = confidence_of(total)
         p = tl.where(valid[:, None], p * (1.0 / total)[:, None], 0.0)
-        # Lanes that are no class of theirs hold -1 and below, which an uncounted row's -1 may equal: only classes are stored.
-        hit = ((col == counted[:, None]) & valid[:, None]).to(tl.int32)
+        # A lane that is no class may be -1, as the label of a row that is not counted or not there: only classes are stored.
+        hit = (col == counted[:, None]).to(tl.int32)
         if FOLD:
             sums += tl.sum(p, 0)[None, :]
             counts += tl.sum(hit, 0)[None, :]
         else:
             sums += p
             counts += hit
-        count += tl.where(valid, 1.0, 0.0)
         step_up = tl.where(valid, confidence - mean, 0.0)
-        mean += step_up / tl.maximum(count, 1.0)
+        mean += step_up / (tl.cast(step, tl.float32) + 1.0)
         squares += tl.where(valid, step_up * (confidence - mean), 0.0)
 
     slot = first + tl.arange(0, BLOCK_C)
@@ -134,6 +133,7 @@ def columns_kernel(
     tl.store(sums_ptr + at, tl.sum(sums, 0), mask=is_class)
     tl.store(counts_ptr + at, tl.sum(counts, 0), mask=is_class)
     if tl.program_id(1) == 0:
+        count = tl.maximum((rows - row_in_step + (stride - 1)) // stride, 0).to(tl.float32)
         every, centre, off = joined(count, mean, squares)
         tl.store(moments_ptr + group, every)
         tl.store(moments_ptr + groups + group, centre)

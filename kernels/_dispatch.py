@@ -22,13 +22,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import reference
+from . import _closed_form, reference
 from ._check import traced
-
-try:
-    from . import _closed_form
-except ImportError:
-    _closed_form = reference
 
 
 def _installed() -> bool:
@@ -52,7 +47,7 @@ def triton_kernels(name: str) -> Callable:
 
         return consistency_loss
     if name == "class_statistics":
-        from .class_statistics import class_statistics
+        from .triton_class_statistics import class_statistics
 
         return class_statistics
     from . import pseudo_label
@@ -87,7 +82,10 @@ def refusal(device: str, double: bool) -> str | None:
 
 
 def server(device: str, double: bool = False, eager: bool = True) -> str:
-    """ "triton", "closed form" or "reference": who serves tensors of a device type. Raises RuntimeError where FASTSSL_KERNELS cannot be met."""
+    """Who serves tensors of a device type: "triton", "closed form" or "reference".
+
+    Raises RuntimeError where FASTSSL_KERNELS asks for what cannot serve.
+    """
     asked = os.environ.get("FASTSSL_KERNELS", "")
     if asked == "reference":
         return "reference"

@@ -18,13 +18,15 @@ from ._class_statistics_jit import columns_kernel, rows_kernel, totals_kernel
 from ._launch import Launch, alignment, blocks, vector
 from ._predictions import ClassStatistics
 
-# Elements of a tile and its warps, by whether a tile is summed over its rows as it is read (`columns_kernel`); and how many programs share
-# the rows: few enough that what they write is little beside the logits, enough to fill a GPU. Chosen by counting, not yet measured.
-TILE = {False: (2048, 4), True: (8192, 8)}
+# Elements of a tile, a thread's share of them, and the most programs that share the rows, by whether a tile is summed over rows as it is
+# read (`columns_kernel`): few enough programs that what they write is little beside the logits, enough to fill a GPU.
+# Chosen by counting registers and bytes, not yet measured.
+TILE = {False: 1024, True: 4096}
+SHARE = {False: 8, True: 16}
+GROUPS = {False: 768, True: 384}
 FOLD_FROM = 257  # classes
-GROUPS = {False: 1024, True: 256}
 COLUMNS = 1024  # a block of columns of rows that are not held whole
-MOST_GROUPS = 1024
+MOST_GROUPS = 1024  # a power of two, not below any of GROUPS
 
 
 class Plan(NamedTuple):
@@ -39,6 +41,7 @@ class Plan(NamedTuple):
     groups: int
     column_blocks: int
     steps: int
+    warps: int
 
 
 class Parts(NamedTuple):
@@ -61,14 +64,15 @@ def plan(teacher: Tensor) -> Plan:
     wide = vector(teacher, classes, align)
     looped = blocks(classes + wide - 1).looped
     fold = looped or classes >= FOLD_FROM
-    elements, _ = TILE[fold]
     block_c = COLUMNS if looped else max(16, 1 << (classes + wide - 2).bit_length())
-    block_n = max(1, elements // block_c)
+    block_n = max(1, TILE[fold] // block_c)
     column_blocks = -(-(classes + wide - 1) // block_c) if looped else 1
-    # A multiple of 8, so that the rows of a group start at the same place of a granule.
-    most = max(8, 2 * GROUPS[fold] // column_blocks // 8 * 8) if looped else GROUPS[fold]
-    groups = min(most, (-(-rows // block_n) + 7) // 8 * 8)
-    return Plan(fold, looped, align, wide, block_n, block_c, groups, column_blocks, -(-rows // (groups * block_n)))
+    # Every program has the same number of steps, but for the last rows, and a multiple of 8 programs lets the rows of each start alike.
+    most = max(8, GROUPS[fold] // column_blocks)
+    steps = -(-rows // (most * block_n))
+    groups = -(-rows // (steps * block_n * 8)) * 8
+    warps = max(1, block_n * block_c // SHARE[fold] // 32)
+    return Plan(fold, looped, align, wide, block_n, block_c, groups, column_blocks, steps, warps)
 
 
 def empty_statistics(teacher: Tensor) -> ClassStatistics:
@@ -124,7 +128,7 @@ def launches(teacher: Tensor, threshold_tensor: Tensor | None, threshold: float,
         "BLOCK_N": how.rows,
         "BLOCK_C": how.classes,
     }
-    found.append(Launch(columns_kernel, (how.groups, how.column_blocks), args, TILE[how.fold][1]))
+    found.append(Launch(columns_kernel, (how.groups, how.column_blocks), args, how.warps))
     args = {
         "sums_ptr": out.sums,
         "counts_ptr": out.counts,

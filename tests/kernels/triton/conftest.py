@@ -22,7 +22,7 @@ import triton.experimental.gluon  # noqa: E402, F401
 
 from fastssl.kernels import _dispatch, _launch  # noqa: E402
 
-for name in ("pseudo_label_loss", "cross_entropy"):
+for name in ("pseudo_label_loss", "cross_entropy", "consistency_loss", "class_statistics"):
     _dispatch.triton_kernels(name)
 
 os.environ.pop("TRITON_INTERPRET", None)
