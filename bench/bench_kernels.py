@@ -10,7 +10,7 @@ again and again learns by heart where each row's maximum lies.
 | pseudo_label_loss, autograd | `pseudo_label_loss(...).loss.mean().backward()` | FixMatch's block |
 | pseudo_label_loss, loss_and_grad | `pseudo_label_loss_and_grad` | FixMatch's block |
 | cross_entropy | `cross_entropy(...).mean().backward()`, hard labels | `torch.nn.functional.cross_entropy` |
-| class_counts | FlexMatch's count of the classes last chosen for each sample, by integer sums as in `class_statistics` | by a Counter on the host |
+| class_counts | FlexMatch's shares of the classes last chosen for each sample, by integer sums | by a Counter on the host |
 
 float32. Weak logits are spread so that about half of the rows are kept.
 """

@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "eval": "judge a finished run on test images",
     "predict": "label new images with a finished run",
     "methods": "list the methods, or show one with its options",
+    "presets": "list the published settings, or show one with its source",
     "doctor": "say what this machine has and lacks",
 }
 

@@ -53,6 +53,13 @@ class ModelConfig:
     partial: int | None = option(
         None, "only the last so many blocks get adapters or train (last_k); all if not said, 1 for last_k", least=1
     )
+    lp_share: float = option(
+        0.5,
+        "share of the run's steps in which the heads alone train, before everything does (lp_ft)",
+        source="the two stages: Kumar et al. 2022; the share: ours",
+        above=0,
+        most=0.99,
+    )
     prompts: int = option(
         50, "prompt vectors before each block (vpt_deep) or before one (vpt_shallow, vpt_last)", source="FineSSL code: 50", least=1
     )
@@ -75,16 +82,40 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    name: str = option("digits", "built-in set (digits) or a folder of images")
+    name: str = option(
+        "digits",
+        "digits (built in), a published set (cifar10, cifar100, svhn, stl10, fashion_mnist, food101, flowers102, eurosat, pcam), "
+        "or a folder of images",
+    )
+    root: str | None = option(None, "folder that holds the published sets; $FASTSSL_DATA, else fastssl/data in the user's cache")
+    extra: bool = option(False, "svhn: the extra part too, unlabelled")
     labels: str | None = option(None, "labels.csv with columns path,label; images that it does not name are unlabelled")
     test: str | None = option(None, "test images: a folder with a sub-folder a class, or a CSV with columns path,label")
     labels_per_class: int | None = option(None, "labelled images of each class")
     label_fraction: float | None = option(None, "share of each class that is labelled, in (0, 1]")
     labels_total: int | None = option(None, "labelled images in all")
-    sampling: str = option("balanced", "how labels_total is drawn", choices=("balanced", "uniform"))
+    sampling: str = option(
+        "balanced",
+        "who is labelled: as many of each class by the seed (balanced), by the seed alone (uniform), or the first of each class in file "
+        "order for any seed (first)",
+        source="FineSSL code: first",
+        choices=("balanced", "uniform", "first"),
+    )
     split: str | None = option(None, "split.csv that says who is labelled, unlabelled and test")
     holdout: float | None = option(None, "share of the labelled images kept back as the test part, in (0, 1)")
-    size: int | None = option(None, "side of the square images in pixels; the network's own, else the data's")
+    size: int | None = option(None, "side of the square images in pixels; the network's own, else the data's", least=1)
+    resize: int | None = option(
+        None,
+        "side to which images are brought before weak and strong views cut the image size out of them; the image size if not said",
+        source="FineSSL code: 256 for 224",
+        least=1,
+    )
+    interpolation: str | None = option(
+        None,
+        "how images are resized; the network's own way, else bicubic",
+        choices=("bilinear", "bicubic"),
+        source="FineSSL code: bilinear",
+    )
     policy: str = option("fixmatch", "strong view's policy by name")
     max_bad: float = option(0.01, "share of undecodable images that ends the run")
 
@@ -95,6 +126,14 @@ class TrainConfig:
     batch_size: int = option(32, "labelled images a step, over all devices", least=1)
     ratio: int = option(7, "unlabelled images per labelled one", source="FixMatch: 7", least=1)
     lr: float = option(0.03, "peak learning rate", least=0)
+    layer_decay: float = option(
+        1.0,
+        "factor on the learning rate from a block to the one before it: decay ** (L - l) for block l of L (from 0), one power more for "
+        "the embeddings, the final norm as the last block, heads at the full rate; 1 is off",
+        source="BEiT; USB's ViTs: 0.5 to 0.95",
+        above=0,
+        most=1,
+    )
     optimizer: str = option("sgd", "optimiser of torch.optim", choices=("sgd", "adamw"))
     momentum: float = option(0.9, "momentum of sgd", least=0, most=1)
     nesterov: bool = option(True, "Nesterov momentum (sgd)")

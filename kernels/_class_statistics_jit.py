@@ -91,6 +91,7 @@ def columns_kernel(
     shape: tl.constexpr = [1 if FOLD else BLOCK_N, BLOCK_C]
     sums = tl.zeros(shape, tl.float32)
     counts = tl.zeros(shape, tl.int32)
+    count = tl.zeros([BLOCK_N], tl.float32)
     mean = tl.zeros([BLOCK_N], tl.float32)
     squares = tl.zeros([BLOCK_N], tl.float32)
     for step in range(0, steps):
@@ -111,6 +112,10 @@ def columns_kernel(
             counted = tl.load(counted_ptr + n, mask=valid, other=-1)
             p = tl.exp(x - top[:, None])
             confidence = confidence_of(total)
+        count += tl.where(valid, 1.0, 0.0)
+        step_up = tl.where(valid, confidence - mean, 0.0)
+        mean += step_up / tl.maximum(count, 1.0)
+        squares += tl.where(valid, step_up * (confidence - mean), 0.0)
         p = tl.where(valid[:, None], p * (1.0 / total)[:, None], 0.0)
         # A lane that is no class may be -1, as the label of a row that is not counted or not there: only classes are stored.
         hit = (col == counted[:, None]).to(tl.int32)
@@ -120,9 +125,6 @@ def columns_kernel(
         else:
             sums += p
             counts += hit
-        step_up = tl.where(valid, confidence - mean, 0.0)
-        mean += step_up / (tl.cast(step, tl.float32) + 1.0)
-        squares += tl.where(valid, step_up * (confidence - mean), 0.0)
 
     slot = first + tl.arange(0, BLOCK_C)
     col = slot
@@ -133,7 +135,6 @@ def columns_kernel(
     tl.store(sums_ptr + at, tl.sum(sums, 0), mask=is_class)
     tl.store(counts_ptr + at, tl.sum(counts, 0), mask=is_class)
     if tl.program_id(1) == 0:
-        count = tl.maximum((rows - row_in_step + (stride - 1)) // stride, 0).to(tl.float32)
         every, centre, off = joined(count, mean, squares)
         tl.store(moments_ptr + group, every)
         tl.store(moments_ptr + groups + group, centre)

@@ -113,7 +113,7 @@ def cross_entropy(
     soft = reference.check_cross_entropy(logits, target, margin, smoothing, class_weight, adjust, sample_weight)
     dtype = working_dtype(logits, target if soft else None)
     weight = None if sample_weight is None else sample_weight.to(dtype)
-    label = None if soft else target.to(torch.int64)
+    label = None if soft else target.to(torch.int64, copy=target.is_inference())
     if label is not None and weight is not None:
         # A label out of range has come this far only in a row of weight 0.
         label = label.clamp(0, logits.shape[1] - 1)
@@ -204,6 +204,7 @@ def _is_plain_target(logits, target, smoothing) -> bool:
     if not (isinstance(logits, Tensor) and isinstance(target, Tensor) and logits.dim() == 2 and target.shape == logits.shape[:1]):
         return False
     plain = logits.dtype in (torch.float32, torch.float64) and target.dtype == torch.int64 and target.device == logits.device
+    plain = plain and not target.is_inference()  # torch would not save it for the backward pass
     if not (plain and type(smoothing) is float and smoothing == 0 and logits.shape[1] > 1 and _torch_is_fast(logits)):
         return False
     low, high = torch.aminmax(target)

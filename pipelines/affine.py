@@ -71,22 +71,30 @@ def warped(x: Tensor, matrix: Tensor) -> Tensor:
     return sampled.mul_(inside.view(n, 1, height * width)).view_as(x)
 
 
-def flipped_crop(x: Tensor, flip: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:
-    """Mirrors some images, pads all sides by reflection (the edge pixel is not repeated), and crops back to the size of x.
+def crop_index(flip: Tensor, top: Tensor, left: Tensor, pad: int, picture: tuple[int, int], crop: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The pixels that crops show, of pictures some of which are mirrored left to right, and all then padded by reflection.
 
     Args:
-        x: [n, 3, H, W] uint8.
-        flip: [n] bool, mirror left to right before padding.
-        top, left: [n] int64 in [0, 2 pad], corner of the crop in the padded image.
-        pad: pixels a side, smaller than H and W.
+        flip: [n] bool.
+        top, left: [n] int64, corner of the crop in the padded picture, from 0 to side + 2 pad - crop.
+        pad: pixels a side, smaller than the picture's sides. The edge pixel is not repeated.
+        picture, crop: (height, width) in pixels.
+
+    Returns:
+        ([n, crop height] rows, [n, crop width] columns), int64.
     """
+
+    def reflected(offset: Tensor, side: int, size: int) -> Tensor:
+        at = torch.arange(size, device=offset.device) + (offset[:, None] - pad)
+        return (side - 1) - ((side - 1) - at.abs()).abs()
+
+    across = reflected(left, picture[1], crop[1])
+    return reflected(top, picture[0], crop[0]), torch.where(flip[:, None], (picture[1] - 1) - across, across)
+
+
+def gathered(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Pixels by name: x [n, 3, H, W] uint8, rows [n, h] and columns [n, w] int64 -> [n, 3, h, w] uint8."""
     n, channels, height, width = x.shape
-
-    def reflected(offset: Tensor, size: int) -> Tensor:
-        at = torch.arange(size, device=x.device) + (offset[:, None] - pad)
-        return (size - 1) - ((size - 1) - at.abs()).abs()
-
-    across = reflected(left, width)
-    across = torch.where(flip[:, None], (width - 1) - across, across)
-    index = (reflected(top, height)[:, :, None] * width + across[:, None, :]).view(n, 1, height * width)
-    return x.reshape(n, channels, height * width).gather(2, index.expand(n, channels, height * width)).view_as(x)
+    index = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)[:, None]
+    taken = x.reshape(n, channels, height * width).gather(2, index.expand(n, channels, index.shape[2]))
+    return taken.view(n, channels, rows.shape[1], columns.shape[1])

@@ -20,18 +20,12 @@ from . import images
 from .errors import ConfigError, DataError, unknown
 from .labels import Labels, read_labels
 from .listing import Found, find
+from .quarantine import closed_up, counted, judge
 from .source import Source
 from .table import Problems
 
 # Natural photographs: the constants that most pretrained networks were trained with, and that do not move with the folder's content.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_SHOWN = 5
-
-
-def _counted(names: list[str]) -> str:
-    """ "7 ('a', 'b', ...)": how many, and the first few by name."""
-    names = sorted(names)
-    return f"{len(names)} ({', '.join(map(repr, names[:_SHOWN]))}{', ...' if len(names) > _SHOWN else ''})"
 
 
 class _Plan:
@@ -51,9 +45,9 @@ class _Plan:
     def note(self, found: Found) -> None:
         """Files that were passed over."""
         if found.others:
-            self.warnings.append(f"passed over for want of an image's suffix: {_counted(found.others)}")
+            self.warnings.append(f"passed over for want of an image's suffix: {counted(found.others)}")
         if found.links:
-            self.warnings.append(f"links to folders are not followed: {_counted(found.links)}; move their images below {self.root}")
+            self.warnings.append(f"links to folders are not followed: {counted(found.links)}; move their images below {self.root}")
         self.quarantine += [(name, "its name is not UTF-8; rename it") for name in sorted(found.unnamable)]
 
     def pool(self, found: Found, base: Path, labels: Path | None) -> None:
@@ -67,7 +61,7 @@ class _Plan:
             self._by_folder(found)
             loose = [name for name in found.paths if not found.top[name]]
             if loose:
-                self.warnings.append(f"images in no class's sub-folder, taken as unlabelled: {_counted(loose)}")
+                self.warnings.append(f"images in no class's sub-folder, taken as unlabelled: {counted(loose)}")
             self.given = set(self.label)
             return
         table = self._read(labels)
@@ -96,7 +90,7 @@ class _Plan:
             raise DataError(f"the test folder {base} holds no images")
         loose = [name for name in found.paths if not found.top[name]]
         if loose:
-            self.problems.append((str(base), f"images in no class's sub-folder: {_counted(loose)}"))
+            self.problems.append((str(base), f"images in no class's sub-folder: {counted(loose)}"))
         for name in sorted(set(found.top.values()) - {""} - set(self.classes)):
             self.problems.append((str(base / name), unknown("class", name, self.classes)))
         for name in found.paths:
@@ -135,7 +129,7 @@ class _Plan:
                 table.problems.append((table.place[name], unknown("class", label, known)))
         self.problems += sorted(table.problems, key=lambda problem: int(problem[0].rsplit(":", 1)[1]))
 
-    def source(self, size: int | None, max_bad: float, workers: int | None) -> Source:
+    def source(self, size: int | None, max_bad: float, workers: int | None, interpolation: str, enlarge: bool) -> Source:
         """Decodes the rows. Raises DataError for collected problems, for no image, and for too many bad ones."""
         if self.problems:
             raise DataError(f"the labels of {self.root} cannot be used as they are; correct these places:", self.problems)
@@ -145,14 +139,15 @@ class _Plan:
         if not ids:
             raise DataError(f"{self.root} holds no images ({', '.join(sorted(images.SUFFIXES))})")
         paths = [self.paths[name] for name in ids]
-        size = size or images.native_size(paths)
-        pixels, content, bad = images.decode_files(paths, size, workers)
+        size = images.kept_side(paths, size, enlarge, workers)
+        pixels, content, bad = images.decode_files(paths, size, workers, interpolation)
         reasons = {ids[i]: reason for i, reason in bad.items()}
-        self._judge(reasons, len(ids), max_bad)
-        keep = [i for i in range(len(ids)) if i not in bad]
-        for row, i in enumerate(keep):
-            if row != i:
-                pixels[row] = pixels[i]  # in place: a second copy of the set may not fit
+        quarantine = sorted([*self.quarantine, *reasons.items()])
+        self.warnings += judge(str(self.root), quarantine, len(ids) + len(self.quarantine), max_bad)
+        lost = [name for name in reasons if name in self.given]
+        if lost:
+            self.warnings.append(f"labels lost with undecodable images: {counted(lost)}")
+        keep = closed_up(pixels, bad)
         ids = [ids[i] for i in keep]
         number = {name: c for c, name in enumerate(self.classes)}
         label = np.array([number[self.label[name]] if name in self.label else -1 for name in ids], np.int64)
@@ -168,26 +163,9 @@ class _Plan:
             flip=True,
             mean=MEAN,
             std=STD,
-            quarantine=sorted([*self.quarantine, *reasons.items()]),
+            quarantine=quarantine,
             warnings=self.warnings,
         )
-
-    def _judge(self, reasons: dict[str, str], total: int, max_bad: float) -> None:
-        bad = sorted([*self.quarantine, *reasons.items()])
-        total += len(self.quarantine)
-        if len(bad) > max_bad * total:
-            raise DataError(
-                f"{len(bad)} of {total} images in {self.root} cannot be decoded, {len(bad) / total:.1%} where --max-bad "
-                f"allows {max_bad:.1%}; repair or remove them, or raise --max-bad:",
-                bad,
-            )
-        if len(bad) == total:
-            raise DataError(f"none of the {total} images in {self.root} can be decoded:", bad)
-        if bad:
-            self.warnings.append(f"undecodable images, left out of {total}: {_counted([name for name, _ in bad])}")
-        lost = [name for name in reasons if name in self.given]
-        if lost:
-            self.warnings.append(f"labels lost with undecodable images: {_counted(lost)}")
 
 
 def load_folder(
@@ -198,6 +176,8 @@ def load_folder(
     test: Path | None = None,
     max_bad: float = 0.01,
     workers: int | None = None,
+    interpolation: str = "bicubic",
+    enlarge: bool = True,
 ) -> Source:
     """Reads a folder of images (layouts above).
 
@@ -208,6 +188,8 @@ def load_folder(
         test: a folder with a sub-folder a class, or a CSV path,label.
         max_bad: largest share of images that may be undecodable, in [0, 1].
         workers: decoding threads.
+        interpolation: how images of another size are resized, "bilinear" or "bicubic".
+        enlarge: bring smaller images to `size` too; False leaves a set of equal small squares to a pipeline that enlarges each batch.
 
     Returns:
         a Source; images are taken to keep their label under mirroring.
@@ -233,4 +215,4 @@ def load_folder(
         plan.test_folder(find(test_root, test_prefix), test)
     elif test is not None:
         plan.test_table(test, exclusive=labels is not None)
-    return plan.source(size, max_bad, workers)
+    return plan.source(size, max_bad, workers, interpolation, enlarge)

@@ -11,7 +11,7 @@ One defined outcome for every kind of file:
 | alpha, or a transparent palette colour | laid on white |
 | animated | the first frame |
 | not square | the largest centred square |
-| another size | Pillow's bicubic with antialiasing |
+| another size | Pillow's bicubic, or bilinear where asked for, with antialiasing |
 | another format than FORMATS, whatever its suffix says | quarantined |
 | over MAX_PIXELS, empty, truncated, broken | quarantined |
 """
@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ResourceError, SetupError
+from .resize import check_interpolation
 
 # Formats are a fixed list because every further decoder is a further way in for a hostile file.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -77,8 +78,8 @@ def _rgb(image: Any) -> Any:
     return image.convert("RGB")
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
-    """File bytes -> [3, size, size] uint8.
+def decode(data: bytes, size: int, interpolation: str = "bicubic") -> np.ndarray:
+    """File bytes -> [3, size, size] uint8. `interpolation` is "bilinear" or "bicubic".
 
     Raises:
         BadImage: no usable image; the message says why.
@@ -93,7 +94,7 @@ def decode(data: bytes, size: int) -> np.ndarray:
             # Cutting the square out first gives the pixels of "shorter side, then centre crop" without ever holding a long strip.
             left, top = (image.width - side) / 2, (image.height - side) / 2
             box = (left, top, left + side, top + side)
-            image = image.resize((size, size), image_module.Resampling.BICUBIC, box=box)
+            image = image.resize((size, size), image_module.Resampling[interpolation.upper()], box=box)
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins raise anything from OSError to struct.error on a broken file
@@ -127,13 +128,65 @@ def native_size(paths: list[Path]) -> int:
     return min(LARGEST_NATIVE, min(max(sizes, key=lambda wh: (sizes[wh], wh))))
 
 
-def decode_files(paths: list[Path], size: int, workers: int | None = None) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+def common_side(paths: list[Path], workers: int | None = None) -> int | None:
+    """The side in pixels that all files share, where each is a square of it; None otherwise. Files that cannot be read have no say."""
+    image_module, _ = _pillow()
+
+    def sizes(start: int) -> set[tuple[int, int]]:
+        found = set()
+        for path in paths[start : start + _BLOCK]:
+            try:
+                with image_module.open(path, formats=FORMATS) as image:
+                    found.add(image.size)
+            except Exception:  # noqa: S112  broken files are reported when they are decoded
+                continue
+        return found
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(_threads(workers)) as pool:
+        warnings.simplefilter("ignore")
+        found = set().union(*pool.map(sizes, range(0, len(paths), _BLOCK)))
+    ((width, height),) = found if len(found) == 1 else ((0, 1),)
+    return width if width == height else None
+
+
+def kept_side(paths: list[Path], size: int | None, enlarge: bool, workers: int | None = None) -> int:
+    """The side in pixels at which files are held in memory.
+
+    Args:
+        size: what is asked for; `native_size` if None.
+        enlarge: bring smaller images to `size` too. False holds a set of equal squares smaller than that as it is, for a pipeline
+            that enlarges each batch; anything else is brought to `size` at once, as resizing twice would change pixels.
+    """
+    if size is None:
+        return native_size(paths)
+    common = None if enlarge else common_side(paths, workers)
+    return size if common is None else min(common, size)
+
+
+def _threads(workers: int | None) -> int:
+    return workers or min(8, os.cpu_count() or 1)
+
+
+def room_for(count: int, size: int) -> np.ndarray:
+    """[count, 3, size, size] uint8 zeros. Raises ResourceError where they do not fit into memory."""
+    shape = (count, 3, size, size)
+    try:
+        return np.zeros(shape, np.uint8)
+    except MemoryError as error:
+        need = np.prod(shape, dtype=np.float64) / 1e9
+        raise ResourceError(f"{count} images of {size} pixels need {need:.1f} GB of memory; ask for a smaller size") from error
+
+
+def decode_files(
+    paths: list[Path], size: int, workers: int | None = None, interpolation: str = "bicubic"
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Decodes files in threads.
 
     Args:
         paths: N files.
         size: side of the decoded squares in pixels.
         workers: threads; the number of cores, at most 8, if None.
+        interpolation: how images of another size are resized, "bilinear" or "bicubic".
 
     Returns:
         ([N, 3, size, size] uint8, [N] uint64 hash of each file's bytes, {position: reason} of the bad ones, whose rows are zero).
@@ -143,12 +196,8 @@ def decode_files(paths: list[Path], size: int, workers: int | None = None) -> tu
         SetupError: Pillow is missing.
     """
     _pillow()
-    shape = (len(paths), 3, size, size)
-    try:
-        images = np.zeros(shape, np.uint8)
-    except MemoryError as error:
-        need = np.prod(shape, dtype=np.float64) / 1e9
-        raise ResourceError(f"{len(paths)} images of {size} pixels need {need:.1f} GB of memory; ask for a smaller size") from error
+    check_interpolation(interpolation)
+    images = room_for(len(paths), size)
     content = np.zeros(len(paths), np.uint64)
     bad: dict[int, str] = {}
 
@@ -156,12 +205,12 @@ def decode_files(paths: list[Path], size: int, workers: int | None = None) -> tu
         for i in range(start, min(start + _BLOCK, len(paths))):
             try:
                 data = _read(paths[i])
-                images[i] = decode(data, size)
+                images[i] = decode(data, size, interpolation)
                 content[i] = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
             except BadImage as error:
                 bad[i] = str(error)
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(_threads(workers)) as pool:
         # Pillow warns of odd metadata and of large images; what cannot be used is in `bad`, with its reason.
         warnings.simplefilter("ignore")
         for _ in pool.map(work, range(0, len(paths), _BLOCK)):

@@ -48,6 +48,9 @@ class ResidentPipeline:
         seed: of the order of rows and of the views.
         policy: name of the strong view's policy.
         device: where the images live and batches are made.
+        size: side of the views in pixels; the source's own if None. Smaller images are enlarged as each batch is made.
+        resize: side to which weak and strong views bring an image before they crop `size` out of it; `size` if None.
+        interpolation: how images are resized on the device, "bilinear" or "bicubic".
 
     Attributes:
         spec: DataSpec of what is drawn.
@@ -70,6 +73,9 @@ class ResidentPipeline:
         seed: int = 0,
         policy: str = "fixmatch",
         device: torch.device | str = "cpu",
+        size: int | None = None,
+        resize: int | None = None,
+        interpolation: str = "bicubic",
     ):
         if batch_size < 1:
             raise ConfigError(f"batch size {batch_size}: ask for at least one labelled image a step")
@@ -81,8 +87,17 @@ class ResidentPipeline:
         self.batch_size, self.unlabelled_size = batch_size, batch_size * ratio if views.unlabelled else 0
         self.device = torch.device(device)
         self.capturable = self.device.type == "cuda"
-        size = tuple(source.images.shape[2:])
-        self.augmenter = Augmenter(policy_named(policy), size, flip=source.flip, device=self.device)
+        stored = source.images.shape[3]
+        self.size = size or stored
+        self.augmenter = Augmenter(
+            policy_named(policy),
+            (self.size, self.size),
+            flip=source.flip,
+            device=self.device,
+            stored=stored,
+            resize=resize,
+            interpolation=interpolation,
+        )
         self.images = torch.from_numpy(source.images).to(self.device)
         self.known = torch.from_numpy(source.label).to(self.device)
         mean, std = torch.tensor(source.mean), torch.tensor(source.std)
@@ -103,7 +118,7 @@ class ResidentPipeline:
         return DataSpec(
             name=source.name,
             classes=source.classes,
-            shape=tuple(source.images.shape[1:]),
+            shape=(3, self.size, self.size),
             rows=len(source),
             unlabelled=len(self.split.unlabelled),
             mean=tuple(source.mean),
@@ -150,13 +165,19 @@ class ResidentPipeline:
         sizes = [len(requests[i].rows) for i in order]
         plain = sum(size for i, size in zip(order, sizes, strict=True) if not work[i].crop)
         weak = plain + sum(size for i, size in zip(order, sizes, strict=True) if work[i].crop and not work[i].policy)
-        x = self.images.index_select(0, rows)
-        if plain < len(x):
-            x[plain:] = self.augmenter.cropped(x[plain:], keys[plain:])
+        x = self._cut(self.images.index_select(0, rows), keys, plain)
         if weak < len(x):
             x[weak:] = self.augmenter.strengthened(x[weak:], self.augmenter.drawn(keys[weak:]))
         pieces = dict(zip(order, self._normalised(x).split(sizes), strict=True))
         return [pieces[i] for i in range(len(requests))]
+
+    def _cut(self, x: Tensor, keys: Tensor, plain: int) -> Tensor:
+        """The first `plain` images at the views' size, the rest mirrored and cropped."""
+        if plain == 0:
+            return self.augmenter.cropped(x, keys)
+        if plain == len(x):
+            return self.augmenter.plain(x)
+        return torch.cat([self.augmenter.plain(x[:plain]), self.augmenter.cropped(x[plain:], keys[plain:])])
 
     def _normalised(self, x: Tensor) -> Tensor:
         """[n, 3, H, W] uint8 -> fp32 (x / 255 - mean) / std."""

@@ -9,12 +9,12 @@ import numpy as np
 
 @dataclass
 class Source:
-    """Images of one size with what is known of them. Rows are sorted by id, whatever the order of files on disk.
+    """Images of one size with what is known of them. Rows are sorted by id, or in a published set's own order: never in the disk's.
 
     Attributes:
         name: what the set is called in reports.
-        classes: class names, sorted; a label is a position in this tuple.
-        ids: one name a row: "digits/0007", or the image's path relative to the data folder with forward slashes.
+        classes: class names, sorted, or in a published set's own order; a label is a position in this tuple.
+        ids: one name a row: "digits/0007", "cifar10/train/000007", or the image's path relative to the data folder with forward slashes.
         label: [N] int64, -1 where unknown.
         given: [N] bool, whether the label may be given to training. A label that is known but not given (a class folder's image
             that labels.csv does not name) serves to measure pseudo-labels only.
@@ -25,6 +25,7 @@ class Source:
         mean, std: normalisation constants of the three channels, for values in [0, 1].
         quarantine: (id, reason) of each image that could not be decoded; such images have no row.
         warnings: sentences for the user.
+        published: the parts are a benchmark's own, so copies between them are told of, not refused.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Source:
     std: tuple[float, float, float]
     quarantine: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    published: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)

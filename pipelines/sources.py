@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from .digits import load_digits
 from .errors import ConfigError, unknown
 from .folder import load_folder
+from .published import load_published
+from .resize import check_interpolation
+from .set_facts import SETS
 from .source import Source
 
-NAMES = ("digits",)
+NAMES = ("digits", *SETS)
 _LARGEST = 4096
 
 
@@ -21,49 +25,99 @@ def load(
     test: str | Path | None = None,
     max_bad: float = 0.01,
     workers: int | None = None,
+    root: str | Path | None = None,
+    extra: bool = False,
+    interpolation: str = "bicubic",
+    enlarge: bool = True,
 ) -> Source:
-    """Loads a built-in set by its name, or a folder of images by its path.
+    """Loads a set by its name, or a folder of images by its path.
 
     Args:
-        name_or_path: "digits", or a folder (one that is called digits is given as ./digits).
+        name_or_path: one of NAMES, or a folder (one that is called digits is given as ./digits).
         size: side of the square images in pixels; the data's own if None.
         labels: CSV with the columns path,label; images of the folder that it does not name are unlabelled.
         test: the test part of a folder: another folder with a sub-folder a class, or a CSV with the columns path,label.
         max_bad: largest share of images that may be undecodable, in [0, 1].
         workers: decoding threads; the number of cores, at most 8, if None.
+        root: the folder that holds published sets; `set_facts.default_root()` if None.
+        extra: svhn's extra part too, unlabelled.
+        interpolation: how images of another size are resized, "bilinear" or "bicubic" (digits: always bicubic).
+        enlarge: bring smaller images to `size` too; False leaves sets of equal small squares as they are, for a pipeline that
+            enlarges each batch (digits are always enlarged here).
 
     Raises:
         ConfigError: an unknown name, a path that does not exist, a value out of range, or an option that the set does not take.
         DataError: files that cannot be used as given.
-        SetupError: a missing package.
+        SetupError: a missing package, or a published set that is not in root.
     """
     if size is not None and not 1 <= size <= _LARGEST:
         raise ConfigError(f"image size {size} is out of range; give 1 to {_LARGEST} pixels")
     if not 0 <= max_bad <= 1:
         raise ConfigError(f"--max-bad {max_bad} is out of range; give a share between 0 and 1")
-    if str(name_or_path) == "digits":
+    check_interpolation(interpolation)
+    name = str(name_or_path)
+    if name in NAMES:
         for flag, value in (("--labels", labels), ("--test", test)):
             if value is not None:
-                raise ConfigError(f"digits brings its own labels and test part; {flag} goes with a folder of images")
+                raise ConfigError(f"{name} brings its own labels and test part; {flag} goes with a folder of images")
+    if name not in SETS and root is not None:
+        raise ConfigError(f"--root says where {', '.join(SETS)} lie; leave it out for {name}")
+    if extra and name != "svhn":
+        raise ConfigError(f"data.extra goes with svhn, which alone has such a part; leave it out for {name}")
+    if name == "digits":
         return load_digits(size)
-    root = Path(name_or_path).expanduser()
-    if not root.exists():
-        raise ConfigError(f"{unknown('data', str(name_or_path), NAMES)}; and there is no folder of that name")
-    if not root.is_dir():
-        raise ConfigError(f"{root} is a file; --data takes a folder of images, and --labels a CSV that names them")
+    if name in SETS:
+        return load_published(
+            name,
+            root=root,
+            size=size,
+            extra=extra,
+            interpolation=interpolation,
+            enlarge=enlarge,
+            max_bad=max_bad,
+            workers=workers,
+        )
+    folder = Path(name_or_path).expanduser()
+    if not folder.exists():
+        raise ConfigError(f"{unknown('data', name, NAMES)}; and there is no folder of that name")
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; --data takes a folder of images, and --labels a CSV that names them")
     for flag, value in (("--labels", labels), ("--test", test)):
         if value is not None and not Path(value).expanduser().exists():
             raise ConfigError(f"{flag} {value}: no such file")
     if labels is not None and Path(labels).expanduser().is_dir():
         raise ConfigError(f"--labels {labels} is a folder; it takes a CSV with the columns path,label")
     return load_folder(
-        root,
+        folder,
         size=size,
         labels=None if labels is None else Path(labels).expanduser(),
         test=None if test is None else Path(test).expanduser(),
         max_bad=max_bad,
         workers=workers,
+        interpolation=interpolation,
+        enlarge=enlarge,
     )
 
 
-__all__ = ["NAMES", "Source", "load"]
+def configured(data: Any, *, size: int | None = None, interpolation: str | None = None, enlarge: bool = True) -> Source:
+    """Loads what the `data` section of a run's configuration names.
+
+    Args:
+        data: a DataConfig. size, interpolation: the network's own, where it has them; the configuration's otherwise.
+        enlarge: as in `load`.
+    """
+    size = size or data.size
+    return load(
+        data.name,
+        size=size if data.resize is None or size is None else max(size, data.resize),
+        labels=data.labels,
+        test=data.test,
+        max_bad=data.max_bad,
+        root=data.root,
+        extra=data.extra,
+        interpolation=data.interpolation or interpolation or "bicubic",
+        enlarge=enlarge,
+    )
+
+
+__all__ = ["NAMES", "SETS", "Source", "configured", "load"]

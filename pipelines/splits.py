@@ -1,7 +1,8 @@
 """Who is labelled, who is not, who is test: drawn by keys, so that nothing but (seed, ids) decides.
 
 Every candidate has a key, the hash of (seed, id), and the smallest keys are taken. The choice is therefore independent of the order
-of files and of any global generator, and with one seed a larger labelled set contains every smaller one of its kind.
+of files and of any global generator, and with one seed a larger labelled set contains every smaller one of its kind. Under "first"
+(FineSSL's code) a row's key is its place in the set's order, whatever the seed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from .errors import ConfigError, DataError, unknown
 from .source import Source
 from .split_file import load, save, split_hash
 
-SAMPLING = ("balanced", "uniform")
+SAMPLING = ("balanced", "uniform", "first")
 _SHOWN = 10
 
 __all__ = ["SAMPLING", "load", "make", "save", "split_hash"]
@@ -44,8 +45,10 @@ def _at_least_half(value: float) -> int:
     return int(np.floor(value + 0.5))
 
 
-def _wanted(source: Source, have: np.ndarray, per_class: int | None, fraction: float | None, total: int | None, seed: int) -> np.ndarray:
-    """[C] labels to take of each class; `have` [C] counts the candidates."""
+def _wanted(
+    source: Source, have: np.ndarray, per_class: int | None, fraction: float | None, total: int | None, seed: int | None
+) -> np.ndarray:
+    """[C] labels to take of each class; `have` [C] counts the candidates. No seed: the first classes take the remainder of a total."""
     classes = len(source.classes)
     if per_class is not None:
         if per_class < 1:
@@ -62,13 +65,19 @@ def _wanted(source: Source, have: np.ndarray, per_class: int | None, fraction: f
                 "or take --sampling uniform"
             )
         # The remainder goes to classes in a keyed order, so that one label more only ever adds one.
-        first = np.argsort(np.argsort(_keys("remainder", seed, list(source.classes))))
+        order = np.arange(classes) if seed is None else np.argsort(_keys("remainder", seed, list(source.classes)))
+        first = np.argsort(order)
         return total // classes + (first < total % classes)
     return have
 
 
-def _per_class(source: Source, rows: np.ndarray, wanted: np.ndarray, purpose: str, seed: int) -> np.ndarray:
-    taken = [_smallest(rows[source.label[rows] == c], int(n), purpose, seed, source) for c, n in enumerate(wanted)]
+def _per_class(source: Source, rows: np.ndarray, wanted: np.ndarray, purpose: str, seed: int | None) -> np.ndarray:
+    """`wanted` rows of each class, sorted: those of the smallest keys, or the first ones where there is no seed."""
+    of = [rows[source.label[rows] == c] for c in range(len(wanted))]
+    if seed is None:
+        taken = [some[: int(n)] for some, n in zip(of, wanted, strict=True)]
+    else:
+        taken = [_smallest(some, int(n), purpose, seed, source) for some, n in zip(of, wanted, strict=True)]
     return np.sort(np.concatenate(taken))
 
 
@@ -98,13 +107,16 @@ def _held_out(source: Source, candidates: np.ndarray, share: float, seed: int) -
 
 
 def _check_leaks(source: Source, labelled: np.ndarray, unlabelled: np.ndarray, test: np.ndarray, warn: Callable[[str], None]) -> None:
-    """Copies of test images: an error among the labelled, a warning among the unlabelled."""
+    """Copies of test images: an error among the labelled (a warning where the parts are a benchmark's), a warning among the unlabelled."""
     tested = {int(source.content[r]): source.ids[r] for r in test}
     leaks = [
         (source.ids[r], f"is a copy of test image {tested[int(source.content[r])]}") for r in labelled if int(source.content[r]) in tested
     ]
-    if leaks:
+    if leaks and not source.published:
         raise DataError(f"labelled images of {source.name} that are also in its test part: {len(leaks)}; remove one of each pair:", leaks)
+    if leaks:
+        named = _named([name for name, _ in leaks], len(labelled))
+        warn(f"copies of test images among the labelled, as {source.name} was published: {named}; accuracy may flatter")
     copies = unlabelled[np.isin(source.content[unlabelled], source.content[test])]
     if len(copies):
         warn(
@@ -129,8 +141,9 @@ def make(
     Args:
         per_class: labels of each class.
         fraction: share of each class's labels, in (0, 1], rounded, at least one.
-        total: labels in all: shared equally between classes under `balanced`, drawn from all alike under `uniform`.
-        sampling: "balanced" or "uniform"; uniform may leave a class empty, with a warning.
+        total: labels in all: shared equally between classes under `balanced` and `first`, drawn from all alike under `uniform`.
+        sampling: "balanced"; "uniform", which may leave a class empty, with a warning; or "first", FineSSL's own: the first rows of each
+            class in the set's order, the same for every seed.
         seed: of the choice.
         split_file: a CSV as `save` writes it.
         holdout: share of each class's labelled rows that becomes the test part, in (0, 1); they are in no other part.
@@ -179,9 +192,10 @@ def make(
             raise kind(f"--labels-total {total}: {source.name} has {len(candidates)} labels; ask for 1 to {len(candidates)}")
         labelled = np.sort(_smallest(candidates, total, "label", seed, source))
     else:
-        wanted = _wanted(source, have, per_class, fraction, total, seed)
+        key = None if sampling == "first" else seed
+        wanted = _wanted(source, have, per_class, fraction, total, key)
         _check_enough(source, have, wanted)
-        labelled = _per_class(source, candidates, wanted, "label", seed)
+        labelled = _per_class(source, candidates, wanted, "label", key)
     label = source.label[labelled]
     _warn_of_empty(source, label, warn)
     unlabelled, tested = np.flatnonzero(~(test | out)), np.flatnonzero(test)

@@ -13,7 +13,32 @@ import pytest
 # Set before anything imports a hub client: a test that would fetch must fail at once instead of waiting for a network.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="disabled")
 
+import torch  # noqa: E402
+
 from fastssl import environment  # noqa: E402
+from fastssl.kernels import _dispatch  # noqa: E402
+
+
+def import_kernels() -> None:
+    """Triton and the kernels, made for Triton's interpreter where there is no GPU.
+
+    What `@triton.jit` makes is decided when it is imported, so this comes before anything else may import Triton. The variable is taken
+    back at once: no other test, and no process that one starts, may run in the interpreter unasked.
+    """
+    before = os.environ.pop("TRITON_INTERPRET", None)
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+    import triton.experimental.gluon  # noqa: F401
+
+    for name in _dispatch.__all__:
+        _dispatch.triton_kernels(name)
+    os.environ.pop("TRITON_INTERPRET", None)
+    if before is not None:
+        os.environ["TRITON_INTERPRET"] = before
+
+
+if _dispatch.TRITON:
+    import_kernels()
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from .. import __version__, environment
 from ..pipelines.errors import SetupError
+from ..pipelines.set_facts import default_root
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,7 @@ def examine() -> dict[str, Any]:
         "memory": None if memory is None else {"total": memory[0], "available": memory[1]},
         "disk": {"path": str(Path.cwd()), "free": disk.free},
         "compiler": environment.compiler(),
-        "caches": environment.caches(),
+        "caches": {**environment.caches(), "published sets": str(default_root())},
     }
     report["packages"]["triton"] = environment.package_version("triton")
     report["torch"] = _torch() if report["packages"]["torch"] else None

@@ -8,6 +8,10 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..config import RunConfig
 
 CHUNK = 512  # images decoded at a time, so that memory stays bounded whatever the number of files
 
@@ -49,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
         for start in range(0, len(files), CHUNK):
-            writer.writerows(predict_rows(files[start : start + CHUNK], trained, config.train.amp, bad))
+            writer.writerows(predict_rows(files[start : start + CHUNK], trained, config, bad))
     except BaseException:
         if target:
             stream.close()
@@ -95,7 +99,7 @@ def expand(paths: list[str]) -> list[Path]:
     return files
 
 
-def predict_rows(files: list[Path], trained, amp: str, bad: list[tuple[str, str]]) -> list[list[object]]:
+def predict_rows(files: list[Path], trained, config: RunConfig, bad: list[tuple[str, str]]) -> list[list[object]]:
     """One row a file, in order. A file that cannot be decoded gets an empty row and is added to `bad`."""
     import numpy as np
 
@@ -103,9 +107,9 @@ def predict_rows(files: list[Path], trained, amp: str, bad: list[tuple[str, str]
     from ..pipelines.images import decode_files
     from ..pipelines.table import guarded
 
-    images, _, reasons = decode_files(files, trained.size)
+    images, _, reasons = decode_files(files, trained.size, interpolation=config.data.interpolation or "bicubic")
     good = np.array([i not in reasons for i in range(len(files))])
-    probabilities = iter(logits_for(trained.network, images[good], trained, amp).double().softmax(dim=1).tolist())
+    probabilities = iter(logits_for(trained.network, images[good], trained, config.train.amp).double().softmax(dim=1).tolist())
     rows: list[list[object]] = []
     for i, path in enumerate(files):
         if i in reasons:

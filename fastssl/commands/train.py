@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..config import SECTIONS, RunConfig, parse_set, read_yaml, resolve
+from ..config import SECTIONS, DataConfig, RunConfig, parse_set, read_yaml, resolve
 from ..pipelines.errors import CheckpointError, ConfigError
+from . import places
 
 # flag -> dotted key. Everything else is reached by --set.
 FLAGS: dict[str, str] = {
@@ -19,6 +20,7 @@ FLAGS: dict[str, str] = {
     "--weights": "model.weights",
     "--tune": "model.tune",
     "--data": "data.name",
+    "--root": "data.root",
     "--labels": "data.labels",
     "--test": "data.test",
     "--holdout": "data.holdout",
@@ -52,11 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, dest=key, metavar=flag[2:].upper().replace("-", "_"), help=fields[key].replace("%", "%%"))
     parser.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=None, help=fields["train.deterministic"])
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="any other option; may be repeated")
+    parser.add_argument(
+        "--preset", metavar="NAME", help="published setting by name (fastssl presets lists them); file and flags go over it"
+    )
     parser.add_argument("--config", metavar="FILE", help="YAML file with sections method, model, data, train; flags go over it")
     parser.add_argument("--out", metavar="DIR", help="run directory; a new one under runs/ if left out")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that --out names")
     parser.add_argument("--resume", metavar="RUN", help="go on with a run from its newest checkpoint")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the resolved configuration, train nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration, counts, and an estimate from a few steps")
+    places.add_arguments(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--json", action="store_true", help="end stdout with one JSON object of the result")
 
@@ -64,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(f"this version trains in one process, and WORLD_SIZE is {os.environ['WORLD_SIZE']}; start it without torchrun")
+    places.check(args)
     if args.resume:
         trainer = resumed(args)
         if trainer is None:
@@ -75,9 +82,12 @@ def run(args: argparse.Namespace) -> int:
 
         if args.out and not args.dry_run:
             check_free(Path(args.out), overwrite=args.overwrite)
+        places.fetch(args, config.data)
         parts = assemble(config)
         if args.dry_run:
-            return describe(parts, args.json)
+            from .dry_run import describe
+
+            return describe(parts, args.json, quiet=args.quiet)
         from ..engine.run import Run
 
         folder = Path(args.out) if args.out else claim(Path("runs"), f"{config.method_name}-{Path(config.data.name).name or 'data'}")
@@ -93,29 +103,45 @@ def run(args: argparse.Namespace) -> int:
 
 
 def configure(args: argparse.Namespace) -> RunConfig:
-    """The run's configuration: defaults < preset < file < flags."""
+    """The run's configuration: defaults (or the named preset) < file < flags."""
     from .. import methods, presets
 
     file = read_yaml(args.config) if args.config else {}
     given = flags(args)
-    name = given.get("method.name") or file.get("method.name") or DEFAULT_METHOD
-    kind = methods.find(str(name))
+    preset = presets.find(args.preset) if args.preset else None
+    name = str(given.get("method.name") or file.get("method.name") or (preset.method if preset else DEFAULT_METHOD))
+    kind = methods.find(name)
     chosen = {**file, **given}
-    preset = presets.defaults(str(name), model=chosen.get("model.name"), data=chosen.get("data.name"), weights=chosen.get("model.weights"))
-    layers = [("preset", preset), (args.config or "file", file), ("the command line", given)]
+    if preset is not None:
+        lowest = (f"preset {preset.name}", presets.layer(preset, name))
+    else:
+        model, data, weights = (chosen.get(key) for key in ("model.name", "data.name", "model.weights"))
+        lowest = ("preset", presets.defaults(name, model=model, data=data, weights=weights))
+    layers = [lowest, (args.config or "file", file), ("the command line", given)]
     if chosen.get("data.labels") not in UNSET:
-        layers[0] = ("preset", without_selectors(preset))  # the user's own labels.csv: all of it, unless a number is asked for
+        layers[0] = (lowest[0], without_selectors(lowest[1]))  # the user's own labels.csv: all of it, unless a number is asked for
     for i, (_, layer) in enumerate(layers):
         # Whoever says how many are labelled says all of it: the ways of choosing of lower layers give way together.
         if any(layer.get(key) not in UNSET for key in SELECTORS):
             layers[:i] = [(place, without_selectors(lower)) for place, lower in layers[:i]]
-    config = resolve(str(name), kind.Config, layers)
-    # A run must be found again from anywhere, so it keeps whole paths.
-    kept = {"name": config.data.name if config.data.name == "digits" else os.path.abspath(config.data.name)}
-    kept |= {key: os.path.abspath(value) for key in ("labels", "test", "split") if (value := getattr(config.data, key)) is not None}
-    if not os.path.exists(kept["name"]):
-        kept.pop("name")  # a name that is no folder is reported as it was given
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **kept))
+    config = resolve(name, kind.Config, layers)
+    model = config.model
+    if model.weights not in (None, "random") and os.path.exists(model.weights):
+        model = dataclasses.replace(model, weights=os.path.abspath(model.weights))
+    return dataclasses.replace(config, model=model, data=whole_paths(config.data))
+
+
+def whole_paths(data: DataConfig) -> DataConfig:
+    """A run must be found again from anywhere, so it keeps whole paths; a name that is no folder is left to be reported as it was given."""
+    from ..pipelines.set_facts import root_of
+    from ..pipelines.sources import NAMES, SETS
+
+    kept = {key: os.path.abspath(value) for key in ("labels", "test", "split") if (value := getattr(data, key)) is not None}
+    if data.name in SETS:
+        kept["root"] = str(root_of(data.root))
+    elif data.name not in NAMES and os.path.exists(data.name):
+        kept["name"] = os.path.abspath(data.name)
+    return dataclasses.replace(data, **kept)
 
 
 def without_selectors(layer: dict[str, Any]) -> dict[str, Any]:
@@ -160,14 +186,16 @@ def resumed(args: argparse.Namespace) -> Any:
     given = flags(args)
     if args.dry_run:
         raise ConfigError("--dry-run checks a run before it begins; --resume goes on with one: leave one of them out")
-    if args.out or args.overwrite or args.config:
-        raise ConfigError("--resume goes on in its own directory with its own configuration; leave out --out, --overwrite and --config")
+    if args.out or args.overwrite or args.config or args.preset:
+        raise ConfigError(
+            "--resume goes on in its own directory with its own configuration; leave out --out, --overwrite, --config and --preset"
+        )
     if given.get("method.name", config.method_name) != config.method_name:
         raise CheckpointError(
             f"{folder} holds a run of {config.method_name}, not {given['method.name']}; "
             "leave out --method, or train anew with another --out"
         )
-    soft = {"train.stop_at", "train.report_every", "train.eval_every", "train.save_every", "train.keep"}
+    soft = {"data.root", "train.stop_at", "train.report_every", "train.eval_every", "train.save_every", "train.keep"}
     changed = resolve(config.method_name, type(config.method), [("config.yaml", own), ("the command line", given)])
     fresh = {f"{s}.{k}": v for s, body in changed.nested().items() for k, v in body.items()}
     hard = [f"{k}: {own[k]} -> {fresh[k]}" for k in own if own[k] != fresh[k] and k not in soft]
@@ -175,6 +203,8 @@ def resumed(args: argparse.Namespace) -> Any:
         raise ConfigError(f"a resumed run keeps its configuration, and {', '.join(hard)} would change it; train anew with another --out")
     if "train.stop_at" not in given:
         changed = resolve(config.method_name, type(config.method), [("config.yaml", fresh | {"train.stop_at": None})])
+    changed = dataclasses.replace(changed, data=whole_paths(changed.data))
+    places.fetch(args, changed.data)
     from ..engine import checkpoint
     from ..engine.run import resume
 
@@ -187,23 +217,3 @@ def resumed(args: argparse.Namespace) -> Any:
             print(json.dumps({k: v for k, v in results[-1].items() if k not in ("event", "step")}))
         return None
     return resume(changed, folder, quiet=args.quiet)
-
-
-def describe(parts: Any, as_json: bool) -> int:
-    """--dry-run: the resolved configuration and the counts, on stdout."""
-    import yaml
-
-    from ..engine.assemble import trained_parameters
-
-    if as_json:
-        counts = {"labelled": len(parts.split.labelled), "unlabelled": len(parts.split.unlabelled), "test": len(parts.split.test)}
-        trained = trained_parameters(parts.method)
-        print(json.dumps({"config": parts.config.nested(), **counts, "trained_weights": trained, "device": str(parts.device)}))
-        return 0
-    print(yaml.safe_dump(parts.config.nested(), sort_keys=False), end="")
-    split = parts.split
-    print(f"# {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, {len(split.test)} test images")
-    print(f"# {trained_parameters(parts.method):,} trained weights on {parts.device}")
-    for note in [*parts.notes, *(f"warning: {text}" for text in parts.warnings)]:
-        print(f"# {note}")
-    return 0

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from .. import models
 from ..config import RunConfig
@@ -17,6 +18,7 @@ from ..pipelines.batch import Split
 from ..pipelines.errors import ConfigError, DataError, SetupError
 from ..pipelines.resident import ResidentPipeline
 from ..pipelines.source import Source
+from .update import layer_scales
 
 SOFT_ORIGINS = ("default", "preset")  # layers that give way to what the data allow; a user's own words do not
 
@@ -35,8 +37,14 @@ class Parts:
     warnings: list[str]  # what may not be as the user thinks
 
 
-def assemble(config: RunConfig, *, split: Split | None = None) -> Parts:
+def assemble(config: RunConfig, *, split: Split | None = None, encoder: nn.Module | None = None, restored: bool = False) -> Parts:
     """Loads the data, draws (or takes) the split, builds network and method, seeded by `train.seed` alone.
+
+    Args:
+        config: of the run.
+        split: who is labelled; drawn as the configuration says if None.
+        encoder: the user's own network (fastssl/models/user.py), in place of the one that `model.name` names; it is trained itself.
+        restored: every weight is about to come from a checkpoint, so no file and no hub is asked for any.
 
     Raises:
         ConfigError, DataError, SetupError: what does not fit, before anything is written.
@@ -45,12 +53,23 @@ def assemble(config: RunConfig, *, split: Split | None = None) -> Parts:
     device = choose_device(config.train.device, config.train.amp)
     check_kernels(device)
     method_class = find(config.method_name)
-    wanted = models.describe(config.model.name)
+    if encoder is not None:
+        name = f"{type(encoder).__module__}:{type(encoder).__qualname__}"
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=name))
+    model = models.bare(config.model) if restored else config.model
     data = config.data
+    # A preset's image size (named presets are "preset NAME") gives way to the network's own; a user's is tried on the network.
+    soft = config.origins.get("data.size", "default").split()[0] in SOFT_ORIGINS
+    wanted = models.describe(model, None if soft else data.size, encoder=encoder)
     if wanted.size is not None and data.size not in (None, wanted.size):
-        raise ConfigError(f"{config.model.name} takes images of {wanted.size} pixels, and data.size asks for {data.size}; leave it out")
-    source = sources.load(data.name, size=wanted.size or data.size, labels=data.labels, test=data.test, max_bad=data.max_bad)
-    if wanted.mean is not None:
+        notes.append(f"images of {wanted.size} pixels, as {config.model.name} wants them")
+        data = dataclasses.replace(data, size=wanted.size)
+    data = dataclasses.replace(data, interpolation=data.interpolation or wanted.interpolation)
+    config = dataclasses.replace(config, data=data)
+    # Smaller images stay small in memory: the pipeline enlarges each batch.
+    source = sources.configured(data, size=wanted.size, enlarge=False)
+    size = wanted.size or data.size or source.images.shape[-1]
+    if wanted.mean is not None and config.model.normalise == "network":
         source = dataclasses.replace(source, mean=wanted.mean, std=wanted.std)
     warnings = []
     if source.quarantine:
@@ -63,7 +82,16 @@ def assemble(config: RunConfig, *, split: Split | None = None) -> Parts:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        network = models.build(config.model, source.classes)
+        report = models.Report()
+        network = models.build(
+            model,
+            source.classes,
+            size=size,
+            encoder=encoder,
+            report=report,
+        )
+        notes += report.notes
+        warnings += report.warnings
         weak_pass = config.train.weak_pass
         if weak_pass == "auto":
             weak_pass = "joint" if network.has_batchnorm else "separate"
@@ -84,6 +112,9 @@ def assemble(config: RunConfig, *, split: Split | None = None) -> Parts:
             seed=train.seed,
             policy=data.policy,
             device=device,
+            size=size,
+            resize=data.resize,
+            interpolation=data.interpolation,
         )
         method = method_class(
             method_config,
@@ -93,6 +124,7 @@ def assemble(config: RunConfig, *, split: Split | None = None) -> Parts:
             ema=train.ema,
             weak_pass=weak_pass,
         ).to(device)
+        layer_scales(method, train.layer_decay)  # a network without layers is refused before a run directory is made
     notes.append(f"weak pass: {weak_pass} ({'network with' if network.has_batchnorm else 'no'} batch-norm)" if views.no_grad else "")
     return Parts(config, device, source, split, pipeline, method, [n for n in notes if n], warnings)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import models
 from ..config import RunConfig
@@ -33,22 +33,25 @@ class Trained:
     complaints: list[str]
 
 
-def load_trained(folder: Path, config: RunConfig) -> Trained:
+def load_trained(folder: Path, config: RunConfig, *, encoder: nn.Module | None = None) -> Trained:
     """The networks of the newest readable checkpoint of a run.
+
+    Args:
+        folder: the run directory.
+        config: its configuration.
+        encoder: for a run that was given the user's own network: another one of the same make, whose weights are overwritten.
 
     Raises:
         CheckpointError: there is none, or it does not hold what the configuration names.
     """
     state, manifest, complaints = checkpoint.newest(folder / "checkpoints")
     classes = tuple(manifest["classes"])
-    # Every weight comes from the checkpoint, so no file of weights and no text tower is needed again.
-    bare = dataclasses.replace(config.model, weights="random", head_init="random")
     networks = {}
     for name, prefix in (("raw", "network."), ("ema", "ema.")):
         own = {k.removeprefix(prefix): v for k, v in state["method"].items() if k.startswith(prefix)}
         if not own:
             continue
-        network = models.build(bare, classes)
+        network = models.build(models.bare(config.model), classes, size=manifest["shape"][-1], encoder=copy.deepcopy(encoder))
         try:
             network.load_state_dict(own)
         except RuntimeError as error:

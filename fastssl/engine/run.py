@@ -260,7 +260,7 @@ def resume(config: RunConfig, folder: Path, *, quiet: bool = False) -> Run:
     # The split comes from the directory, never drawn again: a redrawn one would show the model more labels than it claims.
     drawn = {"split": str(folder / "split.csv"), "labels_per_class": None, "label_fraction": None, "labels_total": None, "holdout": None}
     drawn |= {"sampling": "balanced"}
-    parts = assemble(dataclasses.replace(config, data=dataclasses.replace(config.data, **drawn)))
+    parts = assemble(dataclasses.replace(config, data=dataclasses.replace(config.data, **drawn)), restored=True)
     parts.config = config
     run = Run(parts, folder, quiet=quiet, resume=True)
     state.restore(run)

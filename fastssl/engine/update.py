@@ -11,27 +11,37 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 from ..methods.base import Method, Stage
+from ..models import Network, towers
+from ..pipelines.errors import ConfigError
 
 
 class Update:
-    """The one update of a stage's step.
+    """The one update of a stage's step. Making it begins the stage.
 
     Args:
         method: whose trainable parameters (all but averaged copies) are updated.
         stage: which of its networks train.
         config: optimiser, learning rate, decay, clipping.
         scaled: scale the loss dynamically, as fp16 needs.
+
+    Raises:
+        ConfigError: layer-wise learning rates asked of a network whose layers have no known order.
     """
 
     def __init__(self, method: Method, stage: Stage, config: TrainConfig, *, scaled: bool = False):
         self.method = method
         self.clip = config.clip
+        method.enter(stage)
         named = trainable(method, stage)
         self.parameters = [p for _, p in named]
         device = self.parameters[0].device
         self.lr = torch.zeros((), dtype=torch.float32, device=device)
         self.ok = torch.ones((), dtype=torch.bool, device=device)
-        self.optimizer = make_optimizer(named, self.lr, config)
+        scales = layer_scales(method, config.layer_decay)
+        levels = sorted({scales.get(name, 1.0) for name, _ in named})
+        self.levels = torch.tensor(levels, dtype=torch.float32, device=device)
+        self.rates = torch.zeros_like(self.levels)  # the groups' learning rates are views of it: one launch moves them all
+        self.optimizer = make_optimizer(named, dict(zip(levels, self.rates, strict=True)), config, scales)
         self.averages = [pairs(*triple) for triple in method.averages()]
         self.scale = torch.full((), 2.0**16, device=device) if scaled else None
         self.growth = torch.zeros((), dtype=torch.int32, device=device)
@@ -39,6 +49,7 @@ class Update:
     def begin(self, lr: Tensor) -> None:
         """Starts a step: takes over its learning rate ([] fp32) and forgets the last step's verdict."""
         self.lr.copy_(lr)
+        torch.mul(self.levels, self.lr, out=self.rates)
         self.ok.fill_(True)
 
     def __call__(self, loss: Tensor) -> None:
@@ -101,15 +112,45 @@ def trainable(method: Method, stage: Stage) -> list[tuple[str, nn.Parameter]]:
     return named
 
 
-def make_optimizer(named: list[tuple[str, nn.Parameter]], lr: Tensor, config: TrainConfig) -> torch.optim.Optimizer:
-    """torch's fused SGD or AdamW with a tensor learning rate, its state made before the first step.
+def layer_scales(method: Method, decay: float) -> dict[str, float]:
+    """Parameter name -> factor on the learning rate, decay ** (layers from the head, see `towers.layers`); 1 for names not in it.
+
+    Raises:
+        ConfigError: a network whose layers have no known order.
+    """
+    if decay == 1.0:
+        return {}
+    scales = {}
+    for place, module in method.named_modules():
+        if isinstance(module, Network):
+            found = towers.layers(module.encoder)
+            if found is None:
+                kind = type(module.encoder).__name__
+                raise ConfigError(f"train.layer_decay needs a vision transformer or a network of timm's, got {kind}; leave it at 1")
+            layers, head = found
+            scales.update({f"{place}.encoder.{name}": decay ** (head - layer) for name, layer in layers.items()})
+    return scales
+
+
+def make_optimizer(
+    named: list[tuple[str, nn.Parameter]], rates: dict[float, Tensor], config: TrainConfig, scales: dict[str, float]
+) -> torch.optim.Optimizer:
+    """torch's fused SGD or AdamW with tensor learning rates, its state made before the first step.
 
     Parameters of fewer than two dimensions (norms, biases, scales) are not decayed unless `config.decay_all`.
+
+    Args:
+        rates: factor -> [] fp32 learning rate of the parameters that have this factor in `scales` (1 where they are not in it).
     """
-    decayed = [p for _, p in named if config.decay_all or p.ndim > 1]
-    plain = [p for _, p in named if not (config.decay_all or p.ndim > 1)]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = []
+    for scale, rate in rates.items():
+        members = [p for name, p in named if scales.get(name, 1.0) == scale]
+        decayed = [p for p in members if config.decay_all or p.ndim > 1]
+        plain = [p for p in members if not (config.decay_all or p.ndim > 1)]
+        groups.append({"params": decayed, "weight_decay": config.weight_decay, "lr": rate})
+        groups.append({"params": plain, "weight_decay": 0.0, "lr": rate})
     groups = [g for g in groups if g["params"]]
+    lr = groups[0]["lr"]
     if config.optimizer == "sgd":
         nesterov = config.nesterov and config.momentum > 0
         optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=nesterov, fused=True)

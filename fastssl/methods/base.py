@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..models import Network
+from ..models.peft import probe_share
 from ..pipelines.batch import Batch, DataSpec, Views
 from ..schedules import Clock
 
@@ -40,6 +41,7 @@ class Stage:
     steps: int  # optimiser steps
     networks: tuple[str, ...] | None = None  # names of the submodules that train; None: all that is trainable
     name: str = "train"
+    frozen: tuple[str, ...] = ()  # places of submodules ("network.encoder") that are held still meanwhile
 
 
 Updater = Callable[[Tensor], None]
@@ -81,6 +83,7 @@ class Method(nn.Module, abc.ABC):
         self.network = network
         self.ema_decay = ema
         self.ema = copy.deepcopy(network).requires_grad_(False) if ema else None
+        self._held: list[nn.Parameter] = []  # what the present stage froze, and the next lets train again
 
     @classmethod
     def views_of(cls, config: Any) -> Views:
@@ -102,8 +105,27 @@ class Method(nn.Module, abc.ABC):
         return terms
 
     def stage(self, k: int, steps: int) -> Stage | None:
-        """The k-th stage of a run of `steps` steps, or None after the last."""
-        return Stage(steps=steps) if k == 0 else None
+        """The k-th stage of a run of `steps` steps, or None after the last.
+
+        One stage; two where the network is tuned by lp_ft: its heads alone (a linear probe), then everything.
+        """
+        share = probe_share(self.network.encoder)
+        probe = min(max(1, round(share * steps)), steps - 1) if share else 0
+        stages = [Stage(probe, name="linear_probe", frozen=("network.encoder",))] if probe else []
+        stages.append(Stage(steps - probe))
+        return stages[k] if k < len(stages) else None
+
+    def enter(self, stage: Stage) -> None:
+        """Begins a stage: what it names as frozen stops training, what the stage before had frozen trains again.
+
+        A wholly frozen encoder also keeps its batch-norm statistics (see Network.train).
+        """
+        for parameter in self._held:
+            parameter.requires_grad_(True)
+        self._held = [p for place in stage.frozen for p in self.get_submodule(place).parameters() if p.requires_grad]
+        for parameter in self._held:
+            parameter.requires_grad_(False)
+        self.train(self.training)
 
     def averages(self) -> list[tuple[nn.Module, nn.Module, float]]:
         """(averaged, source, decay) triples that the engine moves after each optimiser step."""

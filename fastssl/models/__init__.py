@@ -1,129 +1,126 @@
 """Networks: names -> an encoder with one classifier head.
 
 A network answers with `Output(logits [N, C], features [N, d])`. What it wants as input, it says itself (`describe`).
+
+| name | network | file |
+|---|---|---|
+| glyph_clip, wrn-28-2, wrn-28-8, wrn-37-2, preact-resnet-18 | our own | own.py |
+| timm:NAME | any network of timm with pooled features | timm_networks.py |
+| open_clip:ARCH[/TAG] | an image tower of open_clip; its text tower starts heads from class names | open_clip_networks.py |
+| package.module:factory | a user's nn.Module | user.py |
+
+Importing this room imports neither timm nor open_clip: their files wake when one of their names is asked for.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import dataclasses
+import importlib
+from types import ModuleType
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..pipelines.errors import ConfigError, SetupError, unknown
+from ..pipelines.errors import ConfigError
+from . import weights
 from .heads import CosineHead, LinearHead
+from .network import InputSpec, Network, Output, Report
 from .peft import tune
 
-
-class Output(NamedTuple):
-    logits: Tensor  # [N, C]
-    features: Tensor  # [N, d]
+__all__ = ["InputSpec", "Network", "Output", "Report", "bare", "build", "describe"]
 
 
-class InputSpec(NamedTuple):
-    """What a network wants to see: square side in pixels (None: any), and the constants that normalise [0, 1] colours."""
+def describe(config: Any, size: int | None = None, *, encoder: nn.Module | None = None) -> InputSpec:
+    """The input of a ModelConfig's network. Reads and fetches no weights; a file of them must be there.
 
-    size: int | None
-    mean: tuple[float, float, float] | None = None  # None: the data set's own
-    std: tuple[float, float, float] | None = None
+    Args:
+        config: names the network; `img_size` and `patch_size` are what it is built with.
+        size: side of the images in pixels where the user asks for one; else the network's own.
+        encoder: the user's own module, which then stands for the named network.
 
-
-class Network(nn.Module):
-    """An encoder ([N, C, H, W] -> [N, d]) and one classifier head ([N, d] -> [N, classes])."""
-
-    def __init__(self, encoder: nn.Module, head: nn.Module):
-        super().__init__()
-        self.encoder = encoder
-        self.head = head
-
-    def forward(self, x: Tensor) -> Output:
-        features = self.encoder(x)
-        return Output(self.head(features), features)
-
-    def train(self, mode: bool = True) -> Network:
-        super().train(mode)
-        if not any(p.requires_grad for p in self.encoder.parameters()):
-            self.encoder.train(False)  # a frozen encoder keeps its batch-norm statistics too
-        return self
-
-    @property
-    def has_batchnorm(self) -> bool:
-        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
-
-
-WIDE = {"wrn-28-2": (28, 2), "wrn-28-8": (28, 8)}
-INPUTS: dict[str, InputSpec] = {
-    "glyph_clip": InputSpec(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "wrn-28-2": InputSpec(None),
-    "wrn-28-8": InputSpec(None),
-}
-
-
-def describe(name: str) -> InputSpec:
-    """The named network's input.
+    Returns:
+        What the images must be. Where `size` is given, the network was tried on it.
 
     Raises:
-        ConfigError: unknown name, with the nearest ones.
+        ConfigError: unknown name (with the nearest ones), an option that the network does not take, a size that it refuses.
+        SetupError: a package that is not installed, no file of weights where one is named.
     """
-    if name not in INPUTS:
-        raise ConfigError(unknown("model", name, INPUTS))
-    return INPUTS[name]
+    if config.weights not in (None, "random"):
+        weights.check(config.weights)
+    if encoder is not None:
+        from . import user
+
+        return user.describe_module(encoder, config, size)
+    return _family(config.name).describe(config, size)
 
 
-def build(config: Any, classes: tuple[str, ...]) -> Network:
+def build(
+    config: Any,
+    classes: tuple[str, ...],
+    *,
+    size: int | None = None,
+    encoder: nn.Module | None = None,
+    report: Report | None = None,
+) -> Network:
     """Builds the network of a ModelConfig for the named classes, with torch's global generator.
 
+    Args:
+        config: network, weights, tuning and head.
+        classes: C class names.
+        size: side of the images in pixels, where it is known: a user's module without `num_features` is tried on it.
+        encoder: the user's own module (see user.py), taken as it is in place of the named network; changed in place by tuning.
+        report: takes what there is to say about weights.
+
     Raises:
-        ConfigError: unknown network, tuning that does not fit, text initialisation without a text tower.
-        SetupError: a file of weights that cannot be read or does not fit.
+        ConfigError: unknown network, options or tuning that do not fit, text initialisation without a text tower.
+        SetupError: a missing package; a file or a hub's weights that cannot be read or do not fit.
     """
-    describe(config.name)
-    text_rows = None
-    if config.name == "glyph_clip":
-        from .glyph_clip import load
+    report = Report() if report is None else report
+    if encoder is not None:
+        from . import user
 
-        clip = load(config.weights)
-        encoder: nn.Module = clip.vision
-        if config.head_init == "text":
-            if config.weights == "random":
-                raise ConfigError("model.head_init=text needs a trained text tower, and --weights random has none; use random")
-            text_rows = clip.text_head(list(classes)).detach()
+        made = user.make_module(encoder, config, size, report)
     else:
-        from .wrn import WideResNet
-
-        depth, width = WIDE[config.name]
-        encoder = WideResNet(depth, width, momentum=config.batchnorm_momentum)
-        if config.head_init == "text":
-            raise ConfigError(f"model.head_init=text needs a text tower, and {config.name} has none; use random")
-        if config.weights not in (None, "random"):
-            load_weights(encoder, config.weights, config.name)
-    encoder = tune(encoder, config.tune, name=config.name, prompts=config.prompts)
+        made = _family(config.name).make(config, classes, size, report)
+        if ":" in config.name:
+            _set_momentum(made.encoder, config)
+    tuned = tune(made.encoder, config, name=config.name)
     if config.head == "cosine":
-        head: nn.Module = CosineHead(encoder.num_features, len(classes), config.head_scale)
+        head: nn.Module = CosineHead(tuned.num_features, len(classes), config.head_scale)
     else:
-        head = LinearHead(encoder.num_features, len(classes))
-    if text_rows is not None:
-        head.set_weight(text_rows)
-    return Network(encoder, head)
+        head = LinearHead(tuned.num_features, len(classes))
+    if made.text_rows is not None:
+        head.set_weight(made.text_rows)
+    return Network(tuned, head)
 
 
-def load_weights(module: nn.Module, path: str, name: str) -> None:
-    """Copies a safetensors file into `module`, every tensor named and shaped alike.
+def bare(config: Any) -> Any:
+    """The ModelConfig of the same network without any weights of its own: what a checkpoint is loaded into.
 
-    Raises:
-        SetupError: unreadable file, or tensors that do not fit (the first five are named).
+    No file of weights, no hub and no text tower is needed again.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    return dataclasses.replace(config, weights="random", head_init="random")
 
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise SetupError(f"cannot read weights {path}: {error}; give a .safetensors file that exists") from None
-    own = module.state_dict()
-    wrong = [k for k in own if k not in state or state[k].shape != own[k].shape] + [k for k in state if k not in own]
-    if wrong:
-        raise SetupError(f"weights {path} do not fit {name}: {len(wrong)} tensors differ, such as {', '.join(wrong[:5])}")
-    with torch.no_grad():
-        for key, value in own.items():
-            value.copy_(state[key])
+
+def _family(name: str) -> ModuleType:
+    """The module that describes and makes the networks of this kind of name."""
+    first, colon, rest = name.partition(":")
+    if not colon:
+        return importlib.import_module(".own", __package__)
+    if not first or not rest:
+        raise ConfigError(
+            f"'{name}' names no network; networks are named like timm:resnet18, open_clip:ViT-B-16/openai or package.module:factory"
+        )
+    if first == "transformers":
+        raise ConfigError(f"this version has no transformers networks, and {name} is one; take timm:NAME or open_clip:ARCH/TAG")
+    kind = {"timm": ".timm_networks", "open_clip": ".open_clip_networks"}.get(first, ".user")
+    return importlib.import_module(kind, __package__)
+
+
+def _set_momentum(encoder: nn.Module, config: Any) -> None:
+    """Batch-norm layers of others keep their authors' momentum unless another one than the option's default is asked for."""
+    if config.batchnorm_momentum == type(config)().batchnorm_momentum:
+        return
+    for layer in encoder.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.momentum = config.batchnorm_momentum

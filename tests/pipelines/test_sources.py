@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -61,7 +62,8 @@ def test_without_scikit_learn_the_message_names_the_command():
     ("name", "options", "message"),
     [
         ("digit", {}, r"unknown data 'digit'; did you mean digits\?; and there is no folder of that name"),
-        ("photos/nowhere", {}, "unknown data 'photos/nowhere'; known: digits"),
+        ("photos/nowhere", {}, "unknown data 'photos/nowhere'; known: cifar10, cifar100, digits, .*; and there is no folder of that name"),
+        ("cifar", {}, r"unknown data 'cifar'; did you mean cifar10 or cifar100\?"),
         ("digits", {"size": 0}, "image size 0 is out of range"),
         ("digits", {"max_bad": 1.5}, "--max-bad 1.5 is out of range"),
     ],
@@ -239,3 +241,21 @@ def test_a_folder_that_cannot_be_listed_is_an_error(folder, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match="cannot list .*2: Permission denied"):
         sources.load(data)
+
+
+def test_equal_small_squares_may_stay_as_they_are(folder, digit_files):
+    data = folder()
+    assert sources.load(data, size=40, enlarge=False).images.shape[3] == 16 and sources.load(data, size=40).images.shape[3] == 40
+    assert sources.load(data, size=8, enlarge=False).images.shape[3] == 8
+    wide = {**digit_files, "3/wide.png": b""}
+    image = Image.new("RGB", (20, 16))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    wide["3/wide.png"] = buffer.getvalue()
+    assert sources.load(folder(wide, root="wide"), size=40, enlarge=False).images.shape[3] == 40
+
+
+def test_interpolation_reaches_the_decoder(folder):
+    data = folder()
+    two = [sources.load(data, size=11, interpolation=name).images for name in ("bilinear", "bicubic")]
+    assert not np.array_equal(*two) and np.array_equal(two[1], sources.load(data, size=11).images)

@@ -219,3 +219,27 @@ def test_copies_of_test_images(folder, digit_files):
     source.given[[source.ids.index(first), source.ids.index(second)]] = False
     splits.make(source)
     assert source.warnings == [f"copies of test images among the unlabelled: 2 of 48 ({first}, {second}); accuracy may flatter"]
+
+
+def test_first_takes_the_first_of_each_class_for_every_seed():
+    """FineSSL's code: idxs[:n] of each class in file order."""
+    source = made((30, 20, 10))
+    wanted = [*range(4), *range(30, 34), *range(50, 54)]
+    for seed in (0, 1, 17):
+        assert splits.make(source, per_class=4, sampling="first", seed=seed).labelled.tolist() == wanted
+    assert splits.make(source, total=12, sampling="first", seed=5).labelled.tolist() == wanted
+    assert splits.make(source, total=14, sampling="first", seed=5).labelled.tolist() == [*range(5), *range(30, 35), *range(50, 54)]
+    assert splits.make(source, fraction=0.1, sampling="first").labelled.tolist() == [0, 1, 2, 30, 31, 50]
+    assert len(splits.make(source, sampling="first").labelled) == 60
+    drawn = splits.make(source, per_class=4)
+    assert drawn.labelled.tolist() != wanted and np.array_equal(
+        drawn.unlabelled, splits.make(source, per_class=4, sampling="first").unlabelled
+    )
+
+
+def test_first_passes_over_what_may_not_be_labelled():
+    source = made((5, 5))
+    source.given[[0, 5]] = False
+    assert splits.make(source, per_class=2, sampling="first").labelled.tolist() == [1, 2, 6, 7]
+    with pytest.raises(DataError, match="more labels asked for"):
+        splits.make(source, per_class=5, sampling="first")

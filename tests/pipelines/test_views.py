@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fastssl.pipelines.affine import flipped_crop
+from fastssl.pipelines.affine import crop_index, gathered
 from fastssl.pipelines.errors import ConfigError
 from fastssl.pipelines.policies import POLICIES
 from fastssl.pipelines.views import Augmenter, recipe
@@ -17,7 +17,7 @@ def test_crop_reflects_without_repeating_the_edge():
     x = torch.randint(0, 256, (81, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     top, left = torch.arange(81) // 9, torch.arange(81) % 9
     flip = torch.arange(81) % 2 == 1
-    got = flipped_crop(x, flip, top, left, 4)
+    got = gathered(x, *crop_index(flip, top, left, 4, (32, 32), (32, 32)))
     for i in range(81):
         image = np.flip(x[i].numpy(), 2) if flip[i] else x[i].numpy()
         padded = np.pad(image, ((0, 0), (4, 4), (4, 4)), mode="reflect")

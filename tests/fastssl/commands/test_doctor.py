@@ -20,7 +20,7 @@ def told(capsys: pytest.CaptureFixture[str], code: int = 0, *, as_json: bool = F
 def test_text_names_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
     text = told(capsys)
     assert environment.package_version("torch") in text
-    for line in ("python", "cuda driver", "c++ compiler", "memory", "disk", "caches", "triton", "huggingface", "step"):
+    for line in ("python", "cuda driver", "c++ compiler", "memory", "disk", "caches", "triton", "huggingface", "published sets", "step"):
         assert line in text
 
 

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from fastssl.config import TrainConfig
+from fastssl.config import ModelConfig, TrainConfig
 from fastssl.engine.update import Update, make_optimizer, trainable
 from fastssl.methods.base import Method, Stage, Terms
 from fastssl.models import Network
+from fastssl.models.peft import tune
+from fastssl.models.vit import VisionTransformer
+from fastssl.pipelines.errors import ConfigError
 
 
 class Plain(Method):
@@ -169,5 +172,62 @@ def test_a_stage_trains_the_networks_it_names():
 def test_vectors_are_not_decayed_unless_asked():
     m = plain_method()
     named = trainable(m, Stage(1))
-    groups = make_optimizer(named, torch.tensor(0.1), TrainConfig(weight_decay=0.3)).param_groups
+    groups = make_optimizer(named, {1.0: torch.tensor(0.1)}, TrainConfig(weight_decay=0.3), {}).param_groups
     assert {g["weight_decay"]: {p.ndim for p in g["params"]} for g in groups} == {0.3: {2}, 0.0: {1}}
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = VisionTransformer(16, 1, 8, 3, 2, stem=(4, 4))
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_layer_decay_equals_groups_made_by_hand(name):
+    """Rates 0.5 ** (L + 1) for the embeddings, 0.5 ** (L - l) for block l of L = 3 and what was added to it, 0.5 for the final norm."""
+    torch.manual_seed(0)
+    encoder = tune(Encoder(), ModelConfig(tune="lora+vpt_deep+bias", prompts=2, lora_rank=2), name="toy")
+    encoder.inner.pos_embed.requires_grad_(True)
+    # In fp64: the gradient of a key's bias is zero but for rounding, and Adam would make steps of that.
+    ours = Plain(None, Network(encoder, nn.Linear(8, 3)), None).double()
+    theirs = copy.deepcopy(ours)
+    update = Update(ours, Stage(10), TrainConfig(optimizer=name, layer_decay=0.5, weight_decay=0.1))
+    power = {"stem": 4, "pos_embed": 4, "blocks.0": 3, "blocks.1": 2, "blocks.2": 1, "norm": 1}
+    factors = {}
+    for key, p in theirs.named_parameters():
+        start = next((s for s in power if key.startswith(f"network.encoder.inner.{s}")), None)
+        factors[p] = 0.5 ** power[start] if start else 1.0
+    assert sorted(set(factors.values())) == [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1]
+    groups = [{"params": [p], "weight_decay": 0.1 * (p.ndim > 1)} for p in factors if p.requires_grad]
+    peer = torch.optim.SGD(groups, lr=1.0, momentum=0.9, nesterov=True) if name == "sgd" else torch.optim.AdamW(groups, lr=1.0)
+    for step in range(3):
+        x = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        lr = 0.1 / (step + 1)
+        update.begin(torch.tensor(lr))
+        update(ours.loss(x, None).total)
+        for group in peer.param_groups:
+            group["lr"] = lr * factors[group["params"][0]]
+        peer.zero_grad()
+        theirs.loss(x, None).total.backward()
+        peer.step()
+    for (key, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6), key
+
+
+def test_layer_decay_moves_its_rates_in_place():
+    ours = Plain(None, Network(Encoder(), nn.Linear(8, 3)), None)
+    update = Update(ours, Stage(10), TrainConfig(layer_decay=0.5))
+    rates = {group["lr"].data_ptr(): group["lr"] for group in update.optimizer.param_groups}
+    assert len(rates) == 5
+    for lr in (0.1, 0.02):
+        update.begin(torch.tensor(lr))
+        assert sorted(r.item() for r in rates.values()) == pytest.approx([lr / 16, lr / 8, lr / 4, lr / 2, lr])
+        assert update.lr == torch.tensor(lr)
+
+
+def test_layer_decay_needs_an_order_of_layers():
+    with pytest.raises(ConfigError, match="train.layer_decay needs a vision transformer or a network of timm's, got Sequential"):
+        Update(plain_method(), Stage(10), TrainConfig(layer_decay=0.5))

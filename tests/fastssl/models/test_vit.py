@@ -2,7 +2,6 @@
 
 import torch
 
-from fastssl.models.peft import PromptedEncoder
 from fastssl.models.vit import VisionTransformer
 
 
@@ -68,17 +67,6 @@ def test_weight_gradients_equal_the_plain_form():
         grads.append({k: p.grad.clone() for k, p in vit.named_parameters()})
     for key, value in grads[0].items():
         assert torch.allclose(value, grads[1][key], atol=1e-11), key
-
-
-def test_prompted_encoder_trains_prompts_alone_within_the_published_range():
-    torch.manual_seed(0)
-    encoder = PromptedEncoder(VisionTransformer(width=48, depth=2, heads=3), count=50, patch=8)
-    assert [n for n, p in encoder.named_parameters() if p.requires_grad] == ["prompts"]
-    assert encoder.prompts.shape == (2, 50, 48)
-    bound = (6 / (3 * 64 + 48)) ** 0.5
-    assert 0.95 * bound < encoder.prompts.abs().max() <= bound
-    encoder(torch.randn(2, 1, 32, 32)).sum().backward()
-    assert encoder.prompts.grad.abs().sum() > 0
 
 
 def test_grey_stem_averages_colour():

@@ -1,31 +1,15 @@
-"""The Triton kernels in a test process: on a GPU where there is one, in Triton's interpreter on the CPU elsewhere.
-
-What `@triton.jit` makes is decided when Triton and the kernels are imported, so they are imported here, under TRITON_INTERPRET=1. The
-variable is taken back at once: no other test of the process, and no process that one starts, may run in the interpreter unasked.
-"""
+"""The Triton kernels in a test process: on a GPU where there is one, in Triton's interpreter on the CPU elsewhere (tests/conftest.py)."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-if torch.cuda.is_available():
-    DEVICE = "cuda"
-else:
-    DEVICE = "cpu"
-    os.environ["TRITON_INTERPRET"] = "1"
-import triton  # noqa: E402
-import triton.experimental.gluon  # noqa: E402, F401
+from fastssl.kernels import _launch
 
-from fastssl.kernels import _dispatch, _launch  # noqa: E402
-
-for name in ("pseudo_label_loss", "cross_entropy", "consistency_loss", "class_statistics"):
-    _dispatch.triton_kernels(name)
-
-os.environ.pop("TRITON_INTERPRET", None)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(scope="session")

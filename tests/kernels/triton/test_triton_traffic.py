@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastssl.kernels import PseudoLabel, _launch, cross_entropy, pseudo_label_loss, pseudo_label_loss_and_grad
+from fastssl.kernels import (
+    PseudoLabel,
+    _launch,
+    class_statistics,
+    consistency_loss,
+    cross_entropy,
+    pseudo_label_loss,
+    pseudo_label_loss_and_grad,
+)
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts what the interpreter loads and stores")
 N, C = 8, 512
@@ -108,3 +116,20 @@ def test_cross_entropy(normal, traffic: Traffic) -> None:
     check(traffic.take(), 2, 0, 1, 4)
     loss.sum().backward()
     check(traffic.take(), 2, 1, 1, 4)
+
+
+@pytest.mark.parametrize("kind", ["mse", "kl", "ce"])
+def test_consistency_loss(normal, traffic: Traffic, kind: str) -> None:
+    student, teacher = (normal(i, N, C, dtype=torch.float32).requires_grad_() for i in (1, 2))
+    loss = consistency_loss(student, teacher, kind=kind)
+    check(traffic.take(), 2, 0, 1, 4)
+    loss.sum().backward()
+    check(traffic.take(), 2, 1, 1, 4)
+    consistency_loss(student, teacher, kind=kind, teacher_grad=True).sum().backward()
+    check(traffic.take(), 4, 2, 2, 4)  # forward and backward together, with both gradients in one launch
+
+
+def test_class_statistics(normal, traffic: Traffic) -> None:
+    class_statistics(normal(1, N, C, dtype=torch.float32))
+    read, _, launches = traffic.take()
+    assert launches == 2 and N * C * 4 <= read

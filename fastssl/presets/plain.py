@@ -1,6 +1,6 @@
-"""Published and measured settings: functions that return dotted keys, each with its source.
+"""What a plain command means: the settings that a method, a network and a data set get when no preset is named.
 
-`defaults` picks what a plain command means for a method, a network and a data set; a user's file and flags go over it.
+A user's file and flags go over them.
 """
 
 from __future__ import annotations

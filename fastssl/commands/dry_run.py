@@ -1,0 +1,42 @@
+"""`fastssl train --dry-run`: the resolved configuration, the counts, and an estimate from a few measured steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+MEMORY = {"cuda": "allocated on the device at most", "resident": "resident at most"}
+
+
+def describe(parts: Any, as_json: bool, *, quiet: bool = False) -> int:
+    """Prints to stdout, as YAML with comments that --config takes, or as one JSON object. Nothing is written."""
+    import yaml
+
+    from ..engine.assemble import trained_parameters
+    from ..engine.estimate import TIMED, WARM, estimate
+    from ..engine.report import clock, tell
+
+    split, train = parts.split, parts.config.train
+    trained = trained_parameters(parts.method)
+    if not quiet:
+        tell(f"measuring {TIMED} steps after {WARM} others")
+    measured = estimate(parts)
+    if as_json:
+        counts = {"labelled": len(split.labelled), "unlabelled": len(split.unlabelled), "test": len(split.test)}
+        body = {"config": parts.config.nested(), **counts, "classes": len(parts.source.classes), "trained_weights": trained}
+        body |= {"device": str(parts.device), "notes": parts.notes, "warnings": parts.warnings, "estimate": dataclasses.asdict(measured)}
+        print(json.dumps(body))
+        return 0
+    print(yaml.safe_dump(parts.config.nested(), sort_keys=False), end="")
+    print(f"# {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, {len(split.test)} test images")
+    print(f"# {trained:,} trained weights on {parts.device}")
+    for note in [*parts.notes, *(f"warning: {text}" for text in parts.warnings)]:
+        print(f"# {note}")
+    first = f", as the first of {measured.stages} stages" if measured.stages > 1 else ""
+    print(
+        f"# estimate: {clock(measured.seconds)} for {train.stop_at or train.steps:,} steps, evaluation and saving left out "
+        f"(median of {measured.steps_measured} measured steps: {measured.seconds_per_step:.4g} s{first})"
+    )
+    print(f"# estimate: {measured.memory_bytes / 2**30:.2f} GiB {MEMORY[measured.memory]}")
+    return 0
