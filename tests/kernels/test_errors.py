@@ -126,3 +126,17 @@ CONSISTENCY = [
 def test_consistency_loss(student, teacher, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         consistency_loss(student, teacher, **options)
+
+
+def test_labels_on_a_device_are_asserted_only_when_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FASTSSL_KERNELS_DEBUG=1: an assertion on the device, whose value the host does not ask for. A meta tensor stands for the device."""
+    from fastssl.kernels import _check
+
+    asserted = []
+    monkeypatch.setattr(torch, "_assert_async", lambda holds, message: asserted.append((holds.is_meta, message)))
+    label = torch.zeros(4, dtype=torch.int64, device="meta")
+    _check.labels_in_range("target", label, 3)
+    assert asserted == []
+    monkeypatch.setenv("FASTSSL_KERNELS_DEBUG", "1")
+    _check.labels_in_range("target", label, 3)
+    assert asserted == [(True, "target must hold labels from 0 to 2")]
