@@ -13,13 +13,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import _check, reference
+from . import reference
 from ._closed_form_graph import row_losses, small_hard_losses
-from ._closed_form_rows import Rows, clear_dead, hard_gradient_, hard_softmax, is_small, losses_and_gradient, predictions
-from ._predictions import ClassStatistics
+from ._closed_form_rows import NARROW, Rows, clear_dead, hard_gradient_, hard_softmax, is_small, losses_and_gradient, predictions
+from ._predictions import ClassStatistics, check_class_statistics
 from ._pseudo_labels import PseudoLabel, check_options, check_teacher, pseudo_labels
 from ._row_losses import shifted
 from ._weighting import row_threshold, row_weight, working_dtype
+
+# torch passes over rows of one label, -100 unless told otherwise. Here every label out of range is an error, so that label is one that no
+# data hold: neither a small number nor what a NaN becomes as an integer.
+_NOBODYS = -0x5A5A_A5A5_3C3C_C3C3
 
 
 def pseudo_label_loss(
@@ -43,7 +47,8 @@ def pseudo_label_loss(
     if weighting == "step" and judge is temperature is align is margin is adjust is sample_weight is variance is None:
         if _is_plain(student, teacher, threshold, power, align_for, smoothing):
             label, confidence, weight = _fixmatch(teacher, threshold)
-            return PseudoLabel(small_hard_losses(student, label, weight), label, confidence, weight)
+            losses = _torch_losses if student.shape[1] >= NARROW else small_hard_losses
+            return PseudoLabel(losses(student, label, weight), label, confidence, weight)
     reference.check_student(student, margin, adjust, smoothing, temperature)
     options = (threshold, weighting, power, variance, judge, temperature, align, align_for, sample_weight)
     label, confidence, weight, ratio = _weighted(student, teacher, *options)
@@ -106,7 +111,10 @@ def cross_entropy(
     Rows that all weigh 1 leave nothing to save, so torch's own fused cross-entropy takes them where it is good at them.
     """
     if margin is adjust is class_weight is sample_weight is None and _is_plain_target(logits, target, smoothing):
-        return functional.cross_entropy(logits, target, reduction="none")
+        try:
+            return functional.cross_entropy(logits, target, ignore_index=_NOBODYS, reduction="none")
+        except IndexError:  # a label out of range, which the checks below tell of
+            pass
     if class_weight is not None and (smoothing or (isinstance(target, Tensor) and target.dim() == 2)):
         options = {"margin": margin, "smoothing": smoothing, "class_weight": class_weight, "adjust": adjust}
         return reference.cross_entropy(logits, target, sample_weight=sample_weight, **options)
@@ -129,12 +137,8 @@ def cross_entropy(
 @torch.no_grad()
 def class_statistics(teacher: Tensor, *, threshold: float | Tensor | None = None) -> ClassStatistics:
     """`reference.class_statistics`."""
-    _check.logits("teacher", teacher)
+    check_class_statistics(teacher, threshold)
     rows, classes = teacher.shape
-    if rows == 0:
-        return reference.class_statistics(teacher, threshold=threshold)
-    if threshold is not None:
-        _check.threshold(threshold, rows, classes, teacher.device)
     dtype = working_dtype(teacher)
     class_sum = torch.zeros(classes, dtype=dtype)
     label, confidence = predictions(teacher, dtype, class_sum=class_sum)
@@ -171,6 +175,18 @@ def _weighted(student, teacher, threshold, weighting, power, variance, judge, te
     return label, confidence, weight, ratio if align_for == "both" else None
 
 
+def _torch_losses(student: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """Losses [N] of rows that weigh 0 or 1 by torch's own cross-entropy, whose nodes of a graph cost less than one made in Python.
+
+    `where` and not a product: rows of weight 0 stay exactly 0 under any upstream gradient too. That holds while every row's softmax is
+    finite; where one is not, or a weight is NaN, the rows are done again by the rules.
+    """
+    loss = functional.cross_entropy(student, label, reduction="none")
+    if math.isfinite(torch.dot(loss.detach(), weight).item()):
+        return torch.where(weight > 0, loss, 0.0)
+    return small_hard_losses(student, label, weight)
+
+
 def _torch_is_fast(logits: Tensor) -> bool:
     """Not over large inputs, where it keeps two buffers, nor over many rows shorter than a vector register, which it takes by elements."""
     return is_small(logits) and (logits.shape[1] >= 16 or logits.shape[0] < 256)
@@ -200,15 +216,12 @@ def _is_plain(student, teacher, threshold, power, align_for, smoothing) -> bool:
 
 
 def _is_plain_target(logits, target, smoothing) -> bool:
-    """Whether torch's own cross-entropy is all that is asked for, and no check can fail."""
+    """Whether torch's own cross-entropy is all that is asked for, and no check but that of the labels' values can fail."""
     if not (isinstance(logits, Tensor) and isinstance(target, Tensor) and logits.dim() == 2 and target.shape == logits.shape[:1]):
         return False
     plain = logits.dtype in (torch.float32, torch.float64) and target.dtype == torch.int64 and target.device == logits.device
     plain = plain and not target.is_inference()  # torch would not save it for the backward pass
-    if not (plain and type(smoothing) is float and smoothing == 0 and logits.shape[1] > 1 and _torch_is_fast(logits)):
-        return False
-    low, high = torch.aminmax(target)
-    return low.item() >= 0 and high.item() < logits.shape[1]
+    return plain and type(smoothing) is float and smoothing == 0 and logits.shape[1] > 1 and _torch_is_fast(logits)
 
 
 def _fixmatch(teacher: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ memory that is new to the process costs more than the arithmetic (a page fault f
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -94,9 +95,13 @@ def _first_zero(values: Tensor, second: Tensor | None) -> Tensor:
     """
     classes = values.shape[1]
     integer = torch.int64 if values.dtype == torch.float64 else torch.int32
-    places = torch.arange(classes - 1, -1, -1, dtype=integer)
-    places = torch.bitwise_or(values.view(integer), places, out=None if second is None else second.view(integer))
+    places = torch.bitwise_or(values.view(integer), _from_the_end(classes, integer), out=None if second is None else second.view(integer))
     return torch.rsub(places.amax(dim=1), classes - 1).to(torch.int64)
+
+
+@functools.lru_cache(maxsize=4)
+def _from_the_end(classes: int, dtype: torch.dtype) -> Tensor:
+    return torch.arange(classes - 1, -1, -1, dtype=dtype)
 
 
 def exp_(values: Tensor) -> Tensor:

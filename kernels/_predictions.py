@@ -23,6 +23,20 @@ class ClassStatistics(NamedTuple):
     confidence_var: Tensor  # [] float32, unbiased; 0 for one row
 
 
+def check_consistency(student, teacher, kind, temperature, sample_weight, teacher_is) -> None:
+    """Raises ValueError for what `consistency_loss` does not take."""
+    _check.choice("kind", kind, ("mse", "kl", "ce"))
+    _check.choice("teacher_is", teacher_is, ("logits", "probabilities"))
+    _check.number("temperature", temperature, "above 0", 0)
+    _check.logits("student", student)
+    _check.logits("teacher", teacher)
+    if teacher.shape != student.shape:
+        raise ValueError(f"teacher must be [N, C] = {list(student.shape)} like student; got {list(teacher.shape)}")
+    _check.on_device("teacher", teacher, student.device)
+    if sample_weight is not None:
+        _check.constant("sample_weight", sample_weight, {"[N]": (student.shape[0],)}, student.device)
+
+
 def consistency_loss(
     student: Tensor,
     teacher: Tensor,
@@ -57,16 +71,7 @@ def consistency_loss(
     Raises:
         ValueError: wrong shape, dtype, device or name; a `sample_weight` that requires grad.
     """
-    _check.choice("kind", kind, ("mse", "kl", "ce"))
-    _check.choice("teacher_is", teacher_is, ("logits", "probabilities"))
-    _check.number("temperature", temperature, "above 0", 0)
-    _check.logits("student", student)
-    _check.logits("teacher", teacher)
-    if teacher.shape != student.shape:
-        raise ValueError(f"teacher must be [N, C] = {list(student.shape)} like student; got {list(teacher.shape)}")
-    _check.on_device("teacher", teacher, student.device)
-    if sample_weight is not None:
-        _check.constant("sample_weight", sample_weight, {"[N]": (student.shape[0],)}, student.device)
+    check_consistency(student, teacher, kind, temperature, sample_weight, teacher_is)
     dtype = working_dtype(student, teacher)
     teacher = (teacher if teacher_grad else teacher.detach()).to(dtype)
     student = student.to(dtype)
@@ -98,6 +103,16 @@ def consistency_loss(
     return loss if dead is None else (sample_weight * loss).masked_fill(dead, 0.0)
 
 
+def check_class_statistics(teacher, threshold) -> None:
+    """Raises ValueError for what `class_statistics` does not take."""
+    _check.logits("teacher", teacher)
+    rows, classes = teacher.shape
+    if rows == 0:
+        raise ValueError("teacher needs at least one row to have statistics; got [0, C]")
+    if threshold is not None:
+        _check.threshold(threshold, rows, classes, teacher.device)
+
+
 @torch.no_grad()
 def class_statistics(teacher: Tensor, *, threshold: float | Tensor | None = None) -> ClassStatistics:
     """Statistics of a batch of predictions: what adaptive thresholds and distribution alignment are made of.
@@ -115,12 +130,8 @@ def class_statistics(teacher: Tensor, *, threshold: float | Tensor | None = None
     Raises:
         ValueError: wrong shape, dtype or device; no row at all.
     """
-    _check.logits("teacher", teacher)
+    check_class_statistics(teacher, threshold)
     rows, classes = teacher.shape
-    if rows == 0:
-        raise ValueError("teacher needs at least one row to have statistics; got [0, C]")
-    if threshold is not None:
-        _check.threshold(threshold, rows, classes, teacher.device)
     logits = teacher.to(working_dtype(teacher))
     label, confidence = label_and_confidence(logits)
     if threshold is None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import _check
 from ._consistency_jit import consistency_gradient_kernel, consistency_kernel
 from ._launch import Blocks, Launch, alignment, blocks, dense, once, vector
+from ._predictions import check_consistency
 
 
 class Call(NamedTuple):
@@ -195,20 +196,6 @@ def _backward(ctx, upstream, _):
 
 
 forward_op.register_autograd(_backward, setup_context=_setup_context)
-
-
-def check_consistency(student, teacher, kind, temperature, sample_weight, teacher_is) -> None:
-    """Raises what `reference.consistency_loss` raises."""
-    _check.choice("kind", kind, ("mse", "kl", "ce"))
-    _check.choice("teacher_is", teacher_is, ("logits", "probabilities"))
-    _check.number("temperature", temperature, "above 0", 0)
-    _check.logits("student", student)
-    _check.logits("teacher", teacher)
-    if teacher.shape != student.shape:
-        raise ValueError(f"teacher must be [N, C] = {list(student.shape)} like student; got {list(teacher.shape)}")
-    _check.on_device("teacher", teacher, student.device)
-    if sample_weight is not None:
-        _check.constant("sample_weight", sample_weight, {"[N]": (student.shape[0],)}, student.device)
 
 
 def consistency_loss(

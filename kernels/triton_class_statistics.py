@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _check
 from ._class_statistics_jit import columns_kernel, rows_kernel, totals_kernel
 from ._launch import Launch, alignment, blocks, vector
-from ._predictions import ClassStatistics
+from ._predictions import ClassStatistics, check_class_statistics
 
 # Elements of a tile, a thread's share of them, and the most programs that share the rows, by whether a tile is summed over rows as it is
 # read (`columns_kernel`): few enough programs that what they write is little beside the logits, enough to fill a GPU.
@@ -164,16 +164,6 @@ def statistics_op(teacher: Tensor, threshold_tensor: Tensor | None, threshold: f
 @statistics_op.register_fake
 def _(teacher, threshold_tensor, threshold):
     return tuple(empty_statistics(teacher))
-
-
-def check_class_statistics(teacher, threshold) -> None:
-    """Raises what `reference.class_statistics` raises."""
-    _check.logits("teacher", teacher)
-    rows, classes = teacher.shape
-    if rows == 0:
-        raise ValueError("teacher needs at least one row to have statistics; got [0, C]")
-    if threshold is not None:
-        _check.threshold(threshold, rows, classes, teacher.device)
 
 
 def class_statistics(teacher: Tensor, *, threshold: float | Tensor | None = None) -> ClassStatistics:
