@@ -42,6 +42,7 @@ class ModelConfig:
     weights: str | None = option(None, "safetensors file, 'random', or nothing for the network's own weights")
     img_size: int | None = option(None, "side of the image that a timm vision transformer is built for, in pixels", least=1)
     patch_size: int | None = option(None, "side of a patch that a timm vision transformer is built with, in pixels", least=1)
+    drop_path: float = option(0.0, "share of the last block's branches that training drops, less before it (timm)", least=0, most=0.99)
     normalise: str = option(
         "network", "constants that images are normalised by: the network's own or the data set's", choices=("network", "data")
     )
@@ -74,8 +75,8 @@ class ModelConfig:
         "start of a head's weight: random unit rows, or the text tower's features of the class names",
         choices=("random", "text"),
     )
-    batchnorm_momentum: float = option(
-        0.001, "share of a new batch in batch-norm's running statistics; short runs need more", source="FixMatch: 0.001", above=0, most=1
+    batchnorm_momentum: float | None = option(
+        None, "share of a new batch in batch-norm's running statistics; the network's own if not said (wrn: 0.001)", above=0, most=1
     )
     head_scale: float = option(1 / 0.07, "start of a cosine head's learnable scale", source="FineSSL code: 1/0.07", above=0)
 
@@ -118,6 +119,15 @@ class DataConfig:
     )
     policy: str = option("fixmatch", "strong view's policy by name")
     max_bad: float = option(0.01, "share of undecodable images that ends the run")
+    pipeline: str = option(
+        "auto",
+        "where images come from: decoded once into the device's memory (resident), decoded batch by batch from their files (dali), or the "
+        "first where they fit into half of what is free (auto)",
+        choices=("auto", "resident", "dali"),
+    )
+    workers: int | None = option(
+        None, "threads that read and decode image files; the number of cores, at most 8, and half of them under dali on the CPU", least=1
+    )
 
 
 @dataclass(frozen=True)
@@ -134,8 +144,9 @@ class TrainConfig:
         above=0,
         most=1,
     )
-    optimizer: str = option("sgd", "optimiser of torch.optim", choices=("sgd", "adamw"))
-    momentum: float = option(0.9, "momentum of sgd", least=0, most=1)
+    optimizer: str = option("sgd", "torch's fused SGD or AdamW, or LARS", choices=("sgd", "adamw", "lars"))
+    momentum: float = option(0.9, "momentum of sgd and lars", least=0, most=1)
+    trust: float = option(0.001, "trust coefficient of lars", source="LARS; SimCLR code", above=0)
     nesterov: bool = option(True, "Nesterov momentum (sgd)")
     weight_decay: float = option(5e-4, "weight decay", least=0)
     decay_all: bool = option(False, "decay norms, biases and other vectors too")
@@ -146,13 +157,21 @@ class TrainConfig:
     )
     schedule_period: int = option(1, "steps over which the schedule is held, as where it moves once an epoch", least=1)
     warmup: int = option(0, "steps of linear warm-up", least=0)
+    accumulate: int = option(
+        1, "pieces in which a step's batch is worked on, for less memory: gradients are added up, memory is written piece by piece", least=1
+    )
     clip: float = option(0.0, "largest norm of the whole gradient; 0 is off", least=0)
     ema: float = option(0.0, "decay of the averaged network; 0 keeps none", least=0, most=1)
     amp: str = option("off", "mixed precision", choices=("off", "bf16", "fp16"))
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     deterministic: bool = option(False, "deterministic algorithms everywhere")
     tf32: bool = option(False, "TF32 in fp32 matrix products and convolutions on CUDA")
-    step_mode: str = option("auto", "how a step runs", choices=("auto", "eager"))
+    step_mode: str = option(
+        "auto",
+        "how a step runs: eager, compile (torch.compile), graph (compiled, and captured as one CUDA graph), or auto (graph on CUDA, eager "
+        "on the CPU, and one mode down with a warning where one does not work)",
+        choices=("auto", "eager", "compile", "graph"),
+    )
     weak_pass: str = option("auto", "forward of the views that need no gradient", choices=("auto", "joint", "separate"))
     seed: int = option(0, "seed of split, initial weights, order of samples and views", least=0, most=2**63 - 1)
     report_every: int = option(20, "steps between reports", least=1)

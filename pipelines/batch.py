@@ -81,6 +81,7 @@ class Pipeline(Protocol):
 
     spec: DataSpec
     split: Split
+    capturable: bool  # whether `draw` may run inside a CUDA graph; where not, its batches have the same addresses each time
 
     def draw(self) -> Batch: ...
 

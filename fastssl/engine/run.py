@@ -17,12 +17,12 @@ from ..environment import compiler, mend_build_tools
 from ..methods.base import Stage
 from ..pipelines.errors import DivergedError, FastsslError, Preempted
 from ..schedules import Clock
-from . import checkpoint, directory, state
-from .assemble import Parts, assemble, trained_parameters
+from . import checkpoint, directory, modes, state
+from .assemble import Parts, assemble
 from .report import Reporter
 from .step import AMP_TYPES, Step
 from .sweep import Judgement, judge, logits_of, reached
-from .update import Update
+from .update import Update, trainable
 
 
 class Interrupted(FastsslError):
@@ -61,6 +61,7 @@ class Run:
             directory.create(folder, parts, overwrite=overwrite)
         self.lock = directory.take_lock(folder) if folder is not None else None
         self.reporter = Reporter(folder, self.total, quiet=quiet)
+        self.made: dict[tuple, Step] = {}
         self.set_up(self.method.stage(0, self.total))
 
     @property
@@ -115,12 +116,23 @@ class Run:
                 self.lock.close()
 
     def set_up(self, stage: Stage) -> None:
-        """Makes clock, update and step of a stage."""
+        """Makes clock, update and step of a stage; one that comes back takes those it had, and what was compiled or captured with them."""
         train = self.config.train
         self.stage = stage
-        self.clock = Clock(stage.steps, train.seed, self.parts.device)
-        self.update = Update(self.method, stage, train, scaled=train.amp == "fp16")
-        self.step = Step(self.method, self.pipeline, self.update, self.clock, train)
+        key = (stage.networks, stage.frozen, stage.steps)
+        if key not in self.made:
+            clock = Clock(stage.steps, train.seed, self.parts.device)
+            update = Update(self.method, stage, train, scaled=train.amp == "fp16")
+            self.made[key] = Step(self.method, self.pipeline, update, clock, train)
+        else:
+            self.made[key].restart(stage)
+        self.step = self.made[key]
+        self.clock, self.update = self.step.clock, self.step.update
+
+    def prepare(self) -> None:
+        """Compiles or captures the stage's step, once, before its first call; the time is not training time."""
+        if not self.step.mode:
+            self.reporter.say(modes.prepare(self.step, self.config.train.step_mode, self.reporter.warn))
 
     def _announce(self) -> None:
         c, split = self.config, self.parts.split
@@ -128,16 +140,26 @@ class Run:
             f"{c.method_name} on {c.data.name}: {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, "
             f"{len(split.test)} test images, {len(self.parts.source.classes)} classes"
         )
-        self.reporter.say(
-            f"{c.model.name}, {trained_parameters(self.method):,} trained weights, {self.parts.device}, amp {c.train.amp}, "
-            f"eager steps, {torch.get_num_threads()} threads"
-        )
+        self.reporter.say(f"{c.model.name}, {self._trained()}, {self.parts.device}, amp {c.train.amp}, {torch.get_num_threads()} threads")
         for note in self.parts.notes:
             self.reporter.say(note)
         for warning in self.parts.warnings:
             self.reporter.warn(warning)
         if compiler() is None:
             self.reporter.warn(mend_build_tools())
+
+    def _trained(self) -> str:
+        """How many weights train; stage after stage where there are several."""
+        counts: list[tuple[Stage, int]] = []
+        while (stage := self.method.stage(len(counts), self.total)) is not None:
+            self.method.enter(stage)
+            counts.append((stage, sum(p.numel() for _, p in trainable(self.method, stage))))
+        self.method.enter(self.stage)
+        if len(counts) == 1:
+            return f"{counts[0][1]:,} trained weights"
+        each = [f"for {stage.steps:,} steps ({stage.name})" for stage, _ in counts]
+        later = [f", then {count:,} {words}" for (_, count), words in zip(counts[1:], each[1:], strict=True)]
+        return f"{counts[0][1]:,} trained weights {each[0]}" + "".join(later)
 
     def _walk(self) -> None:
         train = self.config.train
@@ -152,6 +174,7 @@ class Run:
                 if stage is None:
                     break
                 self.set_up(stage)
+            self.prepare()
             begin = time.perf_counter()
             self.step()
             self.seconds += time.perf_counter() - begin

@@ -25,6 +25,7 @@ def save(run: Any) -> None:
         "step": run.step.state_dict(),
         "pipeline": run.pipeline.state_dict(),
         "rng": torch.get_rng_state(),
+        "device_rng": torch.cuda.get_rng_state(run.parts.device) if run.parts.device.type == "cuda" else None,
         "run": {name: getattr(run, name) for name in PROGRESS},
         "curve": [list(point) for point in run.curve],
     }
@@ -68,6 +69,8 @@ def restore(run: Any) -> None:
     run.step.load_state_dict(state["step"])
     run.pipeline.load_state_dict(state["pipeline"])
     torch.set_rng_state(state["rng"])
+    if state.get("device_rng") is not None and run.parts.device.type == "cuda":
+        torch.cuda.set_rng_state(state["device_rng"], run.parts.device)
     for name in PROGRESS:
         setattr(run, name, progress[name])
     run.curve = [tuple(point) for point in state["curve"]]

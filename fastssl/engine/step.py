@@ -1,13 +1,15 @@
-"""Step: one update of a stage, all of it on the device. Runs eagerly; nothing in it reads a tensor from the host."""
+"""Step: one update of a stage, all of it on the device. Nothing in it reads a tensor from the host, so that it can be captured."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..methods.base import Method
-from ..pipelines.batch import Pipeline
+from ..methods.base import Method, Stage
+from ..pipelines.batch import Batch, Pipeline
 from ..schedules import Clock, learning_rate
 from .update import Update
 
@@ -18,6 +20,10 @@ class Step:
     """clock, draw, forward, loss, backward, optimiser, averages, memory, metric sums: in this order, once a call.
 
     Metrics are summed on the device; `read` copies them to the host and starts anew.
+
+    Attributes:
+        run: what a call runs: `body`, or a recording of it (modes.py).
+        mode: "eager", "compile" or "graph"; "" until modes.py has chosen.
     """
 
     def __init__(self, method: Method, pipeline: Pipeline, update: Update, clock: Clock, config: TrainConfig):
@@ -28,8 +34,25 @@ class Step:
         self.sums: dict[str, Tensor] = {}
         self.streak = torch.zeros((), dtype=torch.int64, device=self.device)
         self.worst_streak = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.run: Callable[[], None] = self.body
+        self.mode = ""
+
+    def restart(self, stage: Stage) -> None:
+        """Begins the stage again, at the addresses that it had: optimiser, clock and counters start afresh."""
+        self.update.restart(stage)
+        self.clock.step.fill_(-1)
+        for total in (self.streak, self.worst_streak, *self.sums.values()):
+            total.zero_()
 
     def __call__(self) -> None:
+        self.run()
+
+    def body(self) -> None:
+        """One step."""
+        self.learn(self.pipeline.draw)
+
+    def learn(self, draw: Callable[[], Batch]) -> None:
+        """One step on what `draw` gives: one batch, or as many pieces of it as gradients are accumulated over."""
         self.clock.advance()
         rate = learning_rate(
             self.clock.step,
@@ -40,10 +63,13 @@ class Step:
             period=self.config.schedule_period,
         )
         self.update.begin(rate)
-        batch = self.pipeline.draw()
         before = [buffer.clone() for buffer in self.buffers]
-        with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None, cache_enabled=False):
-            terms = self.method.step(batch, self.clock, self.update)
+        pieces = []
+        for _ in range(self.config.accumulate):
+            batch = draw()
+            with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None, cache_enabled=False):
+                terms = self.method.step(batch, self.clock, self.update)
+            pieces.append({"loss": terms.total.detach(), **terms.metrics})
         ok = self.update.ok
         # A skipped step leaves no trace in memory either: banks, thresholds and batch-norm statistics are put back.
         for buffer, kept in zip(self.buffers, before, strict=True):
@@ -51,9 +77,10 @@ class Step:
         self.streak.copy_(torch.where(ok, 0, self.streak + 1))
         self.worst_streak.copy_(torch.maximum(self.worst_streak, self.streak))
         self._add("skipped", (~ok).to(torch.float64), torch.ones_like(ok))
-        for name, value in {"loss": terms.total.detach(), **terms.metrics}.items():
-            numerator, denominator = value if isinstance(value, tuple) else (value, torch.ones_like(value))
-            self._add(name, numerator, ok, denominator)
+        for metrics in pieces:
+            for name, value in metrics.items():
+                numerator, denominator = value if isinstance(value, tuple) else (value, torch.ones_like(value))
+                self._add(name, numerator, ok, denominator)
 
     def _add(self, name: str, value: Tensor, ok: Tensor, denominator: Tensor | None = None) -> None:
         pair = torch.stack([value, torch.ones_like(value) if denominator is None else denominator]).to(torch.float64)

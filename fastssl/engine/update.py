@@ -13,6 +13,9 @@ from ..config import TrainConfig
 from ..methods.base import Method, Stage
 from ..models import Network, towers
 from ..pipelines.errors import ConfigError
+from .optimizers import make_optimizer, undecayed
+
+FIRST_SCALE = 2.0**16  # of a fp16 loss
 
 
 class Update:
@@ -31,20 +34,34 @@ class Update:
     def __init__(self, method: Method, stage: Stage, config: TrainConfig, *, scaled: bool = False):
         self.method = method
         self.clip = config.clip
+        self.turns, self.turn = config.accumulate, 0  # pieces of a step's batch; how many of them are done
         method.enter(stage)
         named = trainable(method, stage)
         self.parameters = [p for _, p in named]
         device = self.parameters[0].device
         self.lr = torch.zeros((), dtype=torch.float32, device=device)
         self.ok = torch.ones((), dtype=torch.bool, device=device)
+        self.losses_ok = torch.ones((), dtype=torch.bool, device=device)  # of a step's pieces so far
         scales = layer_scales(method, config.layer_decay)
         levels = sorted({scales.get(name, 1.0) for name, _ in named})
         self.levels = torch.tensor(levels, dtype=torch.float32, device=device)
         self.rates = torch.zeros_like(self.levels)  # the groups' learning rates are views of it: one launch moves them all
-        self.optimizer = make_optimizer(named, dict(zip(levels, self.rates, strict=True)), config, scales)
+        self.optimizer = make_optimizer(named, dict(zip(levels, self.rates, strict=True)), config, scales, undecayed(method))
         self.averages = [pairs(*triple) for triple in method.averages()]
-        self.scale = torch.full((), 2.0**16, device=device) if scaled else None
+        self.scale = torch.full((), FIRST_SCALE, device=device) if scaled else None
         self.growth = torch.zeros((), dtype=torch.int32, device=device)
+
+    def restart(self, stage: Stage) -> None:
+        """Begins the stage again: what an optimiser remembers is forgotten, in place."""
+        self.method.enter(stage)
+        self.turn = 0
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+        if self.scale is not None:
+            self.scale.fill_(FIRST_SCALE)
+        self.growth.zero_()
 
     def begin(self, lr: Tensor) -> None:
         """Starts a step: takes over its learning rate ([] fp32) and forgets the last step's verdict."""
@@ -53,17 +70,24 @@ class Update:
         self.ok.fill_(True)
 
     def __call__(self, loss: Tensor) -> None:
-        """Trains by one [] loss."""
+        """Trains by one [] loss; where a step's batch comes in pieces, by the mean of their losses once the last one is here."""
         with torch.autocast(loss.device.type, enabled=False):
-            for p in self.parameters:
-                p.grad = None
-            (loss if self.scale is None else loss * self.scale).backward()
+            if self.turn == 0:
+                self.losses_ok.fill_(True)
+                for p in self.parameters:
+                    p.grad = None
+            share = loss if self.turns == 1 else loss / self.turns
+            (share if self.scale is None else share * self.scale).backward()
+            self.losses_ok.logical_and_(torch.isfinite(loss.detach()))
+            self.turn = (self.turn + 1) % self.turns
+            if self.turn:
+                return
             grads = [p.grad for p in self.parameters if p.grad is not None]
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).float())
             if self.scale is not None:
                 norm = norm / self.scale
             # lr * norm too: a finite gradient under a huge rate would still write infinities into the weights.
-            finite = torch.isfinite(loss.detach()) & torch.isfinite(norm * self.lr)
+            finite = self.losses_ok & torch.isfinite(norm * self.lr)
             if self.clip > 0:
                 torch._foreach_mul_(grads, (self.clip / (norm + 1e-6)).clamp(max=1.0))
             found_inf = (~finite).to(torch.float32)
@@ -130,41 +154,6 @@ def layer_scales(method: Method, decay: float) -> dict[str, float]:
             layers, head = found
             scales.update({f"{place}.encoder.{name}": decay ** (head - layer) for name, layer in layers.items()})
     return scales
-
-
-def make_optimizer(
-    named: list[tuple[str, nn.Parameter]], rates: dict[float, Tensor], config: TrainConfig, scales: dict[str, float]
-) -> torch.optim.Optimizer:
-    """torch's fused SGD or AdamW with tensor learning rates, its state made before the first step.
-
-    Parameters of fewer than two dimensions (norms, biases, scales) are not decayed unless `config.decay_all`.
-
-    Args:
-        rates: factor -> [] fp32 learning rate of the parameters that have this factor in `scales` (1 where they are not in it).
-    """
-    groups = []
-    for scale, rate in rates.items():
-        members = [p for name, p in named if scales.get(name, 1.0) == scale]
-        decayed = [p for p in members if config.decay_all or p.ndim > 1]
-        plain = [p for p in members if not (config.decay_all or p.ndim > 1)]
-        groups.append({"params": decayed, "weight_decay": config.weight_decay, "lr": rate})
-        groups.append({"params": plain, "weight_decay": 0.0, "lr": rate})
-    groups = [g for g in groups if g["params"]]
-    lr = groups[0]["lr"]
-    if config.optimizer == "sgd":
-        nesterov = config.nesterov and config.momentum > 0
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=nesterov, fused=True)
-        if config.momentum > 0:
-            # Zeros before step 1 equal torch's own first step, and let a first step that is skipped stay a skipped one.
-            for _, p in named:
-                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        return optimizer
-    optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
-    for _, p in named:
-        optimizer.state[p].update(
-            step=torch.zeros((), dtype=torch.float32, device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
-        )
-    return optimizer
 
 
 def pairs(average: nn.Module, source: nn.Module, decay: float) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]], float]:

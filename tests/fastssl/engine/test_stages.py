@@ -10,7 +10,7 @@ from fastssl.cli import main
 from fastssl.config import ModelConfig, TrainConfig
 from fastssl.engine import checkpoint
 from fastssl.engine.update import Update, trainable
-from fastssl.methods.base import Method, Terms
+from fastssl.methods.base import Method, Stage, Terms
 from fastssl.models import Network, peft
 
 
@@ -99,5 +99,60 @@ def test_resume_is_bitwise_inside_either_stage_and_between_them(tmp_path):
                 assert torch.equal(value, resumed[key]), (stop, key)
 
 
+def test_the_announcement_counts_the_weights_of_each_stage(tmp_path):
+    for how, wanted in (
+        ("lp_ft", "1,290 trained weights for 3 steps (linear_probe), then 889,610 for 3 steps (train)"),
+        ("full", "889,610 trained weights"),
+    ):
+        args = ["--method", "supervised", "--tune", how, "--steps", "6", "--batch-size", "8", "--out", str(tmp_path / how)]
+        assert main(["train", *args]) == 0
+        assert f"glyph_clip, {wanted}, cpu, amp off" in (tmp_path / how / "log.txt").read_text()
+    state = checkpoint.newest(tmp_path / "lp_ft" / "checkpoints")[0]
+    assert len(state["update"]["optimizer"]) == 2 + len(list(encoder_keys(state))), "counting left the stages as they were"
+
+
 def encoder_keys(state):
     return (key for key in state["method"] if key.startswith("network.encoder."))
+
+
+class Returning(Method):
+    """Two stages in turn, the first of which comes back."""
+
+    Config = object
+
+    def loss(self, batch, clock):
+        return Terms(self.network(batch.labelled[0]).logits.square().mean())
+
+    def stage(self, k, steps):
+        return Stage(3, frozen=("network.encoder",) if k % 2 else ()) if k < 4 else None
+
+
+def test_a_stage_that_comes_back_takes_its_step_and_starts_afresh(toy):
+    from types import SimpleNamespace
+
+    from fastssl.engine.run import Run
+
+    method = Returning(None, toy.network(), toy.spec())
+    views = toy.method("supervised").views
+    batches = iter([toy.batch(views, seed=i) for i in range(100)])
+    pipeline = SimpleNamespace(draw=lambda: next(batches), capturable=True, views=views)
+    run = SimpleNamespace(
+        config=SimpleNamespace(train=TrainConfig(optimizer="adamw")),
+        parts=SimpleNamespace(device=torch.device("cpu")),
+        method=method,
+        pipeline=pipeline,
+        made={},
+    )
+    steps = []
+    for k in range(4):
+        Run.set_up(run, method.stage(k, 12))
+        steps.append(run.step)
+        assert int(run.clock.step) == -1 and all(not v.any() for s in run.update.optimizer.state.values() for v in s.values())
+        trains = [n for n, p in method.named_parameters() if p.requires_grad]
+        assert any("encoder" in n for n in trains) == (k % 2 == 0)
+        weights = [p.clone() for p in method.parameters()]
+        for _ in range(3):
+            run.step()
+        moved = {n for (n, p), w in zip(method.named_parameters(), weights, strict=True) if not torch.equal(p, w)}
+        assert moved == set(trains)
+    assert steps[0] is steps[2] and steps[1] is steps[3] and steps[0] is not steps[1]

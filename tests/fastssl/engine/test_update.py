@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from fastssl.config import ModelConfig, TrainConfig
-from fastssl.engine.update import Update, make_optimizer, trainable
+from fastssl.engine.optimizers import make_optimizer
+from fastssl.engine.update import Update, trainable
 from fastssl.methods.base import Method, Stage, Terms
 from fastssl.models import Network
 from fastssl.models.peft import tune
