@@ -12,7 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastssl.kernels import PseudoLabel, _dispatch, _launch
+from fastssl.kernels import PseudoLabel, _dispatch, _launch, augment
+from fastssl.pipelines import resident_fused
+from fastssl.pipelines.policies import POLICIES
+from fastssl.pipelines.views import Augmenter
 
 ROWS = 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -20,6 +23,9 @@ CLASSES = (10, 100, 1000, 1001, 4096, 8192, 21841, 65536)
 EVERY = tuple((c, dtype) for dtype in ("float32", "bfloat16") for c in CLASSES)
 HALF = ((1000, "float16"), (1001, "float16"))
 SOME = ((10, "float32"), (1000, "bfloat16"), (1001, "bfloat16"), (8192, "float32"), (21841, "bfloat16"))
+
+
+VIEWS = ((32, "float32"), (32, "bfloat16"), (96, "bfloat16"), (224, "float32"), (224, "bfloat16"))  # sides of views for classes
 
 
 class Inputs:
@@ -85,6 +91,27 @@ def finessl(x: Inputs) -> dict:
     return {"judge": x.logits(), "weighting": "confidence", "threshold": 0.0, "margin": x.per_class()}
 
 
+def augmented(x: Inputs, policy: str, stored: int | None = None, weak: bool = False, **options) -> None:
+    """Views of x.classes pixels, of images stored at that side or at another."""
+    stored, side = stored or x.classes, x.classes
+    augmenter = Augmenter(POLICIES[policy], (side, side), flip=True, stored=stored)
+    taps = resident_fused.taps(stored, side, side, "bicubic", torch.device("cpu"))
+    choices = resident_fused.strong(augmenter.sampler)
+    numbers = torch.ones(3), torch.ones(3)
+    make = augment.Augment(
+        (stored, stored), (side, side), *numbers, pad=augmenter.pad, flip=True, strong=choices, taps=taps, dtype=x.dtype, **options
+    )
+    make(torch.zeros(1, 3, stored, stored, dtype=torch.uint8), x.rows(torch.int64), x.rows(torch.int64), plain=8, weak=56 if weak else 8)
+
+
+def ordered(x: Inputs) -> None:
+    """The draw of a batch, whatever the size of its images: one labelled view, three unlabelled ones."""
+    numbers = lambda count: [x.rows(torch.int64) for _ in range(count)]  # noqa: E731
+    given = augment.Order(x.number().long(), *numbers(2), torch.ones(4, dtype=torch.int64), *numbers(4), x.rows(), *numbers(1), 1)
+    views = (torch.ones(4 * ROWS, dtype=torch.int64) for _ in range(2))
+    augment.order(given, augment.Drawn(*numbers(2), x.rows(), *numbers(2), *views))
+
+
 # name, options in words, sizes, the call
 CALLS: list[tuple[str, str, tuple[tuple[int, str], ...], Callable[[Inputs], None]]] = [
     ("pseudo_label_loss_and_grad", "step", (*EVERY, *HALF), at_once),
@@ -115,6 +142,11 @@ CALLS: list[tuple[str, str, tuple[tuple[int, str], ...], Callable[[Inputs], None
     ),
     ("class_statistics", "every row", SOME, lambda x: kernels("class_statistics")(x.logits())),
     ("class_statistics", "class thresholds", SOME, lambda x: kernels("class_statistics")(x.logits(), threshold=x.per_class())),
+    ("augment", "strong, fixmatch", VIEWS, lambda x: augmented(x, "fixmatch", channels_last=True)),
+    ("augment", "strong, usb", VIEWS, lambda x: augmented(x, "usb")),
+    ("augment", "strong, usb, stored at 32", ((224, "bfloat16"),), lambda x: augmented(x, "usb", 32, channels_last=True)),
+    ("augment", "weak", VIEWS, lambda x: augmented(x, "fixmatch", weak=True)),
+    ("augment", "order of a draw", ((32, "float32"),), ordered),
 ]  # fmt: skip
 
 

@@ -19,6 +19,8 @@ COMMANDS: dict[str, str] = {
     "train": "train a classifier from a few labels and many unlabelled samples",
     "eval": "judge a finished run on test images",
     "predict": "label new images with a finished run",
+    "export": "write a run's network as files that timm, open_clip or torch load",
+    "data": "draw a contact sheet of views, or open every image of a set and count",
     "methods": "list the methods, or show one with its options",
     "presets": "list the published settings, or show one with its source",
     "doctor": "say what this machine has and lacks",

@@ -14,26 +14,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from . import images
 from .errors import ConfigError, DataError, unknown
+from .file_set import FileSet, Taking
+from .file_source import PathStore
 from .labels import Labels, read_labels
 from .listing import Found, find
-from .quarantine import closed_up, counted, judge
+from .quarantine import counted
 from .source import Source
 from .table import Problems
 
-# Natural photographs: the constants that most pretrained networks were trained with, and that do not move with the folder's content.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_OUTSIDE = "test:"  # before the ids of test images that lie outside the data folder
 
 
 class _Plan:
-    """Collects rows and faults from the parts of a folder; `source` decodes what it holds."""
+    """Collects rows and faults from the parts of a folder; `files` is what it holds."""
 
     def __init__(self, root: Path):
         self.root = root
-        self.paths: dict[str, Path] = {}
+        self.names: set[str] = set()
         self.label: dict[str, str] = {}
         self.given: set[str] = set()
         self.test: set[str] = set()
@@ -53,21 +51,20 @@ class _Plan:
     def pool(self, found: Found, base: Path, labels: Path | None) -> None:
         """The part that training reads."""
         self.note(found)
-        self.paths.update(found.paths)
+        self.names.update(found.names)
         if labels is None:
             self.classes = sorted(found.folders)
             if not self.classes:
                 raise DataError(f"{base} has no sub-folders to be classes; name the labelled images with --labels labels.csv (path,label)")
             self._by_folder(found)
-            loose = [name for name in found.paths if not found.top[name]]
+            loose = found.loose()
             if loose:
                 self.warnings.append(f"images in no class's sub-folder, taken as unlabelled: {counted(loose)}")
             self.given = set(self.label)
             return
         table = self._read(labels)
-        for name in table.label:
-            # A file that the CSV names is meant as an image, whatever its suffix.
-            self.paths.setdefault(name, self.root / name)
+        # A file that the CSV names is meant as an image, whatever its suffix.
+        self.names.update(table.label)
         named = {label for label in table.label.values() if label}
         if not named and not table.problems:
             table.problems.append((f"{labels.name}:1", "no row has a label"))
@@ -86,19 +83,19 @@ class _Plan:
     def test_folder(self, found: Found, base: Path) -> None:
         """The test part as a folder with class sub-folders."""
         self.note(found)
-        if not found.paths:
+        if not found.names:
             raise DataError(f"the test folder {base} holds no images")
-        loose = [name for name in found.paths if not found.top[name]]
+        loose = found.loose()
         if loose:
             self.problems.append((str(base), f"images in no class's sub-folder: {counted(loose)}"))
-        for name in sorted(set(found.top.values()) - {""} - set(self.classes)):
+        for name in sorted({found.top(name) for name in found.names} - {""} - set(self.classes)):
             self.problems.append((str(base / name), unknown("class", name, self.classes)))
-        for name in found.paths:
+        for name in found.names:
             if name in self.given:
                 self.problems.append((str(base), f"'{name}' is a test image and labelled for training; keep it in one part"))
-        self.paths.update(found.paths)
-        self.label.update((name, top) for name, top in found.top.items() if top)
-        self.test.update(found.paths)
+        self.names.update(found.names)
+        self._by_folder(found)
+        self.test.update(found.names)
         self.given -= self.test
 
     def test_table(self, path: Path, *, exclusive: bool) -> None:
@@ -108,14 +105,14 @@ class _Plan:
             if exclusive and name in self.given:
                 table.problems.append((table.place[name], f"'{name}' is a test image and labelled for training; keep it in one part"))
         self._check(table)
-        for name, label in table.label.items():
-            self.paths.setdefault(name, self.root / name)
-            self.label[name] = label
+        self.names.update(table.label)
+        self.label.update(table.label)
         self.test.update(table.label)
         self.given -= self.test
 
     def _by_folder(self, found: Found) -> None:
-        self.label.update((name, top) for name, top in found.top.items() if top)
+        shared = {top: top for top in found.folders}  # one string a class, not one a file
+        self.label.update((name, shared.get(top, top)) for name in found.names if (top := found.top(name)))
 
     def _read(self, path: Path, *, blank: bool = True) -> Labels:
         table = read_labels(path, self.root, blank=blank)
@@ -129,67 +126,34 @@ class _Plan:
                 table.problems.append((table.place[name], unknown("class", label, known)))
         self.problems += sorted(table.problems, key=lambda problem: int(problem[0].rsplit(":", 1)[1]))
 
-    def source(self, size: int | None, max_bad: float, workers: int | None, interpolation: str, enlarge: bool) -> Source:
-        """Decodes the rows. Raises DataError for collected problems, for no image, and for too many bad ones."""
+    def files(self, test_root: Path | None) -> FileSet:
+        """The rows, with the folder of those test images that lie outside. Raises DataError for the collected problems."""
         if self.problems:
             raise DataError(f"the labels of {self.root} cannot be used as they are; correct these places:", self.problems)
-        if len(self.classes) < 2:
-            raise DataError(f"{self.root} has {len(self.classes)} class{'es' * (not self.classes)}; a classifier needs at least two")
-        ids = sorted(self.paths)
-        if not ids:
-            raise DataError(f"{self.root} holds no images ({', '.join(sorted(images.SUFFIXES))})")
-        paths = [self.paths[name] for name in ids]
-        size = images.kept_side(paths, size, enlarge, workers)
-        pixels, content, bad = images.decode_files(paths, size, workers, interpolation)
-        reasons = {ids[i]: reason for i, reason in bad.items()}
-        quarantine = sorted([*self.quarantine, *reasons.items()])
-        self.warnings += judge(str(self.root), quarantine, len(ids) + len(self.quarantine), max_bad)
-        lost = [name for name in reasons if name in self.given]
-        if lost:
-            self.warnings.append(f"labels lost with undecodable images: {counted(lost)}")
-        keep = closed_up(pixels, bad)
-        ids = [ids[i] for i in keep]
-        number = {name: c for c, name in enumerate(self.classes)}
-        label = np.array([number[self.label[name]] if name in self.label else -1 for name in ids], np.int64)
-        return Source(
+        names = sorted(self.names)
+        store = PathStore(names, str(self.root)) if test_root is None else PathStore(names, str(self.root), _OUTSIDE, str(test_root))
+        return FileSet(
             name=self.root.resolve().name,
-            classes=tuple(self.classes),
-            ids=ids,
-            label=label,
-            given=np.array([name in self.given for name in ids], np.bool_),
-            test=np.array([name in self.test for name in ids], np.bool_),
-            images=pixels[: len(ids)],
-            content=content[keep],
-            flip=True,
-            mean=MEAN,
-            std=STD,
-            quarantine=quarantine,
+            where=str(self.root),
+            store=store,
+            places=(str(self.root.resolve()), str(test_root or "")),
+            classes=self.classes,
+            label=self.label,
+            given=self.given,
+            test=self.test,
+            quarantine=self.quarantine,
             warnings=self.warnings,
         )
 
 
-def load_folder(
-    root: Path,
-    *,
-    size: int | None = None,
-    labels: Path | None = None,
-    test: Path | None = None,
-    max_bad: float = 0.01,
-    workers: int | None = None,
-    interpolation: str = "bicubic",
-    enlarge: bool = True,
-) -> Source:
+def load_folder(root: Path, *, labels: Path | None = None, test: Path | None = None, taking: Taking | None = None) -> Source:
     """Reads a folder of images (layouts above).
 
     Args:
         root: the data folder; CSV paths are relative to it.
-        size: side of the square images in pixels; `images.native_size` if None.
         labels: CSV path,label.
         test: a folder with a sub-folder a class, or a CSV path,label.
-        max_bad: largest share of images that may be undecodable, in [0, 1].
-        workers: decoding threads.
-        interpolation: how images of another size are resized, "bilinear" or "bicubic".
-        enlarge: bring smaller images to `size` too; False leaves a set of equal small squares to a pipeline that enlarges each batch.
+        taking: how the images are held; Taking() if None.
 
     Returns:
         a Source; images are taken to keep their label under mirroring.
@@ -201,7 +165,7 @@ def load_folder(
     plan = _Plan(root)
     base, prefix = root, ""
     parts = find(root)
-    if parts.folders == ["test", "train"] and not any(top == "" for top in parts.top.values()):
+    if parts.folders == ["test", "train"] and not parts.loose():
         if test is not None:
             raise ConfigError(f"{root} has its own test part, {root / 'test'}; leave out --test, or give {root / 'train'} as the data")
         base, prefix, test = root / "train", "train/", root / "test"
@@ -211,8 +175,10 @@ def load_folder(
     inside = test_root is not None and test_root.is_relative_to(root.resolve())
     plan.pool(find(base, prefix, without=test_root) if inside else parts, base, labels)
     if test_root is not None:
-        test_prefix = test_root.relative_to(root.resolve()).as_posix() + "/" if inside else "test:"
+        test_prefix = test_root.relative_to(root.resolve()).as_posix() + "/" if inside else _OUTSIDE
+        if not inside and any(name.startswith(_OUTSIDE) for name in plan.names):
+            raise DataError(f"names below {root} begin with '{_OUTSIDE}', which marks the test images; rename them")
         plan.test_folder(find(test_root, test_prefix), test)
     elif test is not None:
         plan.test_table(test, exclusive=labels is not None)
-    return plan.source(size, max_bad, workers, interpolation, enlarge)
+    return plan.files(None if inside else test_root).source(taking or Taking())

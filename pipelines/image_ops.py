@@ -19,16 +19,22 @@ def identity(x: Tensor, v: Tensor) -> Tensor:
     return x
 
 
+def looked_up(table: Tensor, x: Tensor) -> Tensor:
+    """Each pixel's value in its channel's table: table [n, 3, 256] uint8, x [n, 3, H, W] uint8."""
+    return table.gather(2, x.flatten(2).long()).view(x.shape)
+
+
 def autocontrast(x: Tensor, v: Tensor) -> Tensor:
     """Stretches each channel's occupied range to 0..255 (ImageOps.autocontrast, cutoff 0)."""
-    low = x.amin((2, 3), keepdim=True).double()
-    high = x.amax((2, 3), keepdim=True).double()
+    flat = x.flatten(2)
+    low, high = flat.amin(2, keepdim=True).double(), flat.amax(2, keepdim=True).double()
     # Not `255.0 / tensor`: torch computes that as a reciprocal and a product, which rounds twice.
     scale = torch.full_like(high, 255.0) / (high - low)
     offset = -low * scale
-    stretched = x.double().mul_(scale).add_(offset).clamp_(0, 255)
+    level = torch.arange(256, dtype=torch.float64, device=x.device)
     # A channel of one value has an infinite scale; it is left alone.
-    return torch.where(high > low, stretched, x.double()).to(torch.uint8)
+    table = torch.where(high > low, (level * scale).add_(offset).clamp_(0, 255), level)
+    return looked_up(table.to(torch.uint8), x)
 
 
 def equalize(x: Tensor, v: Tensor) -> Tensor:
@@ -82,18 +88,39 @@ def contrast(x: Tensor, v: Tensor) -> Tensor:
     return blended((mean + 0.5).floor_().to(torch.float32).view(-1, 1, 1, 1), x, v)
 
 
-def sharpness(x: Tensor, v: Tensor) -> Tensor:
-    """ImageEnhance.Sharpness: blends with ImageFilter.SMOOTH, whose outermost ring of pixels is the image's own."""
+def smoothed(x: Tensor) -> Tensor:
+    """ImageFilter.SMOOTH as float32 whole numbers: 3 x 3 with a centre of 5, over 13; the outermost ring of pixels is the image's own."""
     smooth = x.float()
-    if min(x.shape[2:]) >= 3:
-        rows = smooth[:, :, :-2] + smooth[:, :, 1:-1] + smooth[:, :, 2:]
-        box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-        centre = smooth[:, :, 1:-1, 1:-1]
-        # Sums are whole, so sum/13 + 1/2 is never closer than 1/26 to a whole number and float32 floors it exactly.
-        inner = box.add_(centre * 4).mul_(1 / 13).add_(0.5).floor_()
-        smooth = smooth.clone()
-        smooth[:, :, 1:-1, 1:-1] = inner
-    return blended(smooth, x, v)
+    if min(x.shape[2:]) < 3:
+        return smooth
+    rows = smooth[:, :, :-2] + smooth[:, :, 1:-1] + smooth[:, :, 2:]
+    box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    # Sums are whole, so sum/13 + 1/2 is never closer than 1/26 to a whole number and float32 floors it exactly.
+    smooth[:, :, 1:-1, 1:-1] = box.add_(smooth[:, :, 1:-1, 1:-1] * 4).mul_(1 / 13).add_(0.5).floor_()
+    return smooth
+
+
+def blurred(x: Tensor) -> Tensor:
+    """ImageFilter.BLUR as float32 whole numbers: the ring of a 5 x 5 square, over 16; the two outer rings of pixels are the image's own."""
+    blur = x.float()
+    if min(x.shape[2:]) < 5:
+        return blur
+    middle = blur[:, :, 1:-3] + blur[:, :, 2:-2] + blur[:, :, 3:-1]
+    rows = middle + blur[:, :, :-4] + blur[:, :, 4:]
+    square = rows[..., :-4] + rows[..., 1:-3] + rows[..., 2:-2] + rows[..., 3:-1] + rows[..., 4:]
+    inner = middle[..., 1:-3] + middle[..., 2:-2] + middle[..., 3:-1]
+    blur[:, :, 2:-2, 2:-2] = square.sub_(inner).mul_(1 / 16).add_(0.5).floor_()
+    return blur
+
+
+def sharpness(x: Tensor, v: Tensor) -> Tensor:
+    """ImageEnhance.Sharpness: blends with ImageFilter.SMOOTH."""
+    return blended(smoothed(x), x, v)
+
+
+def invert(x: Tensor) -> Tensor:
+    """ImageOps.invert: 255 - x, which is x with every bit flipped."""
+    return x ^ 255
 
 
 def posterize(x: Tensor, v: Tensor) -> Tensor:
@@ -105,5 +132,4 @@ def posterize(x: Tensor, v: Tensor) -> Tensor:
 def solarize(x: Tensor, v: Tensor) -> Tensor:
     """Inverts the values that are not below v, a real threshold in 0..256 (ImageOps.solarize)."""
     inverted = x.to(torch.int16) >= v.ceil().to(torch.int16).view(-1, 1, 1, 1)
-    # 255 - x is x with every bit flipped.
     return x ^ (inverted.to(torch.uint8) * 255)

@@ -23,6 +23,7 @@ import io
 import os
 import warnings
 from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -78,38 +79,70 @@ def _rgb(image: Any) -> Any:
     return image.convert("RGB")
 
 
+def _upright(data: bytes) -> tuple[Any, bool]:
+    """(the whole image in RGB, turned as its EXIF says; whether it is `plain`)."""
+    _, ops = _pillow()
+    try:
+        image = _open(data)
+        plain = _plain(image)
+        image.load()
+        return _rgb(ops.exif_transpose(image)), plain
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:  # Pillow's plugins raise anything from OSError to struct.error on a broken file
+        raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _plain(image: Any) -> bool:
+    """Whether every sound decoder reads the same RGB out of an opened, not yet loaded file: grey or colour JPEG and PNG of 8 bits."""
+    if image.mode not in ("RGB", "L") or image.has_transparency_data or getattr(image, "n_frames", 1) > 1:
+        return False
+    if image.format == "PNG":
+        return image.tile[0][3] == image.mode  # "RGB;16B" is 16 bits that Pillow calls RGB
+    # Without Adobe's mark three components are YCbCr to everybody.
+    return image.format == "JPEG" and image.info.get("adobe_transform", 1) == 1
+
+
+def examined(data: bytes) -> bool:
+    """Decodes a file to see that it can be; whether it is plain, so that another decoder than Pillow may read it.
+
+    Raises:
+        BadImage: no usable image; the message says why.
+    """
+    return _upright(data)[1]
+
+
+def fingerprint(data: bytes) -> int:
+    """64-bit hash of a file's bytes."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
 def decode(data: bytes, size: int, interpolation: str = "bicubic") -> np.ndarray:
     """File bytes -> [3, size, size] uint8. `interpolation` is "bilinear" or "bicubic".
 
     Raises:
         BadImage: no usable image; the message says why.
     """
-    image_module, ops = _pillow()
-    try:
-        image = _open(data)
-        image.load()
-        image = _rgb(ops.exif_transpose(image))
-        side = min(image.size)
-        if image.size != (size, size):
-            # Cutting the square out first gives the pixels of "shorter side, then centre crop" without ever holding a long strip.
-            left, top = (image.width - side) / 2, (image.height - side) / 2
-            box = (left, top, left + side, top + side)
-            image = image.resize((size, size), image_module.Resampling[interpolation.upper()], box=box)
-    except (BadImage, MemoryError):
-        raise
-    except Exception as error:  # Pillow's plugins raise anything from OSError to struct.error on a broken file
-        raise BadImage(" ".join(str(error).split()) or type(error).__name__) from error
+    image, _ = _upright(data)
+    side = min(image.size)
+    if image.size != (size, size):
+        # Cutting the square out first gives the pixels of "shorter side, then centre crop" without ever holding a long strip.
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+        image = image.resize((size, size), _pillow()[0].Resampling[interpolation.upper()], box=box)
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a file. Raises BadImage with the system's reason."""
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            return file.read()
     except OSError as error:
         raise BadImage(f"cannot be read: {error.strerror}") from error
 
 
-def native_size(paths: list[Path]) -> int:
+def native_size(files: Sequence[Any]) -> int:
     """The side at which a folder is kept when none is asked for.
 
     The shorter side of the most common image size among the first 2,000 files that have one (the larger size where two are equally
@@ -117,9 +150,9 @@ def native_size(paths: list[Path]) -> int:
     """
     sizes: Counter[tuple[int, int]] = Counter()
     image_module, _ = _pillow()
-    for path in paths[:_SIZED]:
+    for file in files[:_SIZED]:
         try:
-            with image_module.open(path, formats=FORMATS) as image:
+            with image_module.open(file, formats=FORMATS) as image:
                 sizes[image.size] += 1
         except Exception:  # noqa: S112  broken files are reported when they are decoded
             continue
@@ -128,42 +161,46 @@ def native_size(paths: list[Path]) -> int:
     return min(LARGEST_NATIVE, min(max(sizes, key=lambda wh: (sizes[wh], wh))))
 
 
-def common_side(paths: list[Path], workers: int | None = None) -> int | None:
+def common_side(files: Sequence[Any], workers: int | None = None) -> int | None:
     """The side in pixels that all files share, where each is a square of it; None otherwise. Files that cannot be read have no say."""
     image_module, _ = _pillow()
+    found: set[tuple[int, int]] = set()
 
-    def sizes(start: int) -> set[tuple[int, int]]:
-        found = set()
-        for path in paths[start : start + _BLOCK]:
+    def sizes(start: int) -> None:
+        for file in files[start : start + _BLOCK]:
+            if len(found) > 1:  # already told: a million photographs are not opened for it
+                return
             try:
-                with image_module.open(path, formats=FORMATS) as image:
+                with image_module.open(file, formats=FORMATS) as image:
                     found.add(image.size)
             except Exception:  # noqa: S112  broken files are reported when they are decoded
                 continue
-        return found
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(_threads(workers)) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads(workers)) as pool:
         warnings.simplefilter("ignore")
-        found = set().union(*pool.map(sizes, range(0, len(paths), _BLOCK)))
+        for _ in pool.map(sizes, range(0, len(files), _BLOCK)):
+            pass
     ((width, height),) = found if len(found) == 1 else ((0, 1),)
     return width if width == height else None
 
 
-def kept_side(paths: list[Path], size: int | None, enlarge: bool, workers: int | None = None) -> int:
+def kept_side(files: Sequence[Any], size: int | None, enlarge: bool, workers: int | None = None) -> int:
     """The side in pixels at which files are held in memory.
 
     Args:
+        files: paths or open binary files; a slice of them is a list.
         size: what is asked for; `native_size` if None.
         enlarge: bring smaller images to `size` too. False holds a set of equal squares smaller than that as it is, for a pipeline
             that enlarges each batch; anything else is brought to `size` at once, as resizing twice would change pixels.
     """
     if size is None:
-        return native_size(paths)
-    common = None if enlarge else common_side(paths, workers)
+        return native_size(files)
+    common = None if enlarge else common_side(files, workers)
     return size if common is None else min(common, size)
 
 
-def _threads(workers: int | None) -> int:
+def threads(workers: int | None) -> int:
+    """How many threads decode: as asked for, else the number of cores, at most 8."""
     return workers or min(8, os.cpu_count() or 1)
 
 
@@ -178,15 +215,29 @@ def room_for(count: int, size: int) -> np.ndarray:
 
 
 def decode_files(
-    paths: list[Path], size: int, workers: int | None = None, interpolation: str = "bicubic"
+    paths: Sequence[Path], size: int, workers: int | None = None, interpolation: str = "bicubic"
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Decodes files in threads.
+    """Decodes N files in threads: `decode_each` of their bytes."""
+    return decode_each(lambda i: read_file(paths[i]), len(paths), size, workers, interpolation)
+
+
+def decode_each(
+    read: Callable[[int], bytes],
+    count: int,
+    size: int,
+    workers: int | None = None,
+    interpolation: str = "bicubic",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Decodes N files in threads.
 
     Args:
-        paths: N files.
+        read: position -> bytes; may raise BadImage.
+        count: N.
         size: side of the decoded squares in pixels.
         workers: threads; the number of cores, at most 8, if None.
         interpolation: how images of another size are resized, "bilinear" or "bicubic".
+        progress: called with (files done, N).
 
     Returns:
         ([N, 3, size, size] uint8, [N] uint64 hash of each file's bytes, {position: reason} of the bad ones, whose rows are zero).
@@ -197,22 +248,23 @@ def decode_files(
     """
     _pillow()
     check_interpolation(interpolation)
-    images = room_for(len(paths), size)
-    content = np.zeros(len(paths), np.uint64)
+    images = room_for(count, size)
+    content = np.zeros(count, np.uint64)
     bad: dict[int, str] = {}
 
     def work(start: int) -> None:
-        for i in range(start, min(start + _BLOCK, len(paths))):
+        for i in range(start, min(start + _BLOCK, count)):
             try:
-                data = _read(paths[i])
+                data = read(i)
                 images[i] = decode(data, size, interpolation)
-                content[i] = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+                content[i] = fingerprint(data)
             except BadImage as error:
                 bad[i] = str(error)
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(_threads(workers)) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads(workers)) as pool:
         # Pillow warns of odd metadata and of large images; what cannot be used is in `bad`, with its reason.
         warnings.simplefilter("ignore")
-        for _ in pool.map(work, range(0, len(paths), _BLOCK)):
-            pass
+        for number, _ in enumerate(pool.map(work, range(0, count, _BLOCK)), 1):
+            if progress is not None:
+                progress(min(number * _BLOCK, count), count)
     return images, content, dict(sorted(bad.items()))

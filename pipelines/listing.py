@@ -13,14 +13,30 @@ from .images import SUFFIXES
 
 @dataclass
 class Found:
-    """The images under one folder, before any is opened: ids sorted, `top` the first sub-folder of each ("" if directly in it)."""
+    """The images under one folder, before any is opened. A set may have millions: one string is held for each, and no more.
 
-    paths: dict[str, Path] = field(default_factory=dict)
-    top: dict[str, str] = field(default_factory=dict)
+    Attributes:
+        prefix: put before each id.
+        names: ids, sorted: prefix and path below the folder.
+        folders: its sub-folders, sorted.
+        others, links, unnamable: what was passed over.
+    """
+
+    prefix: str = ""
+    names: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     unnamable: list[str] = field(default_factory=list)
+
+    def top(self, name: str) -> str:
+        """The first sub-folder of an id, "" if it lies directly in the folder."""
+        at = name.find("/", len(self.prefix))
+        return "" if at < 0 else name[len(self.prefix) : at]
+
+    def loose(self) -> list[str]:
+        """Ids of images directly in the folder."""
+        return [name for name in self.names if name.find("/", len(self.prefix)) < 0]
 
 
 def find(root: Path, prefix: str = "", without: Path | None = None) -> Found:
@@ -30,8 +46,7 @@ def find(root: Path, prefix: str = "", without: Path | None = None) -> Found:
         prefix: put before each id.
         without: a folder inside root that is left out.
     """
-    found = Found()
-    paths: dict[str, Path] = {}
+    found = Found(prefix)
     for folder, below, files in os.walk(root, onerror=_refuse):
         kept = []
         for name in sorted(below):
@@ -55,9 +70,8 @@ def find(root: Path, prefix: str = "", without: Path | None = None) -> Found:
             elif not _namable(relative):
                 found.unnamable.append(os.fsencode(relative).decode("utf-8", "replace"))
             else:
-                paths[prefix + relative] = Path(folder, name)
-                found.top[prefix + relative] = here.parts[0] if here.parts else ""
-    found.paths = dict(sorted(paths.items()))
+                found.names.append(prefix + relative)
+    found.names.sort()
     return found
 
 

@@ -8,7 +8,11 @@ same table makes the same views.
 | fixmatch | 2 of 14, level 1..9, each with P 1/2, cutout of half the side, grey 127 | FixMatch's RandAugment, kekmodel's PyTorch port |
 | finessl | the same, cutout of 16/224 of the side | FineSSL's code at 224 pixels, kept in proportion at other sizes |
 | finessl_16px | the same, cutout of 16 pixels at any size | FineSSL's code to the letter |
+| fixmatch_tf | as fixmatch, but enhancers to 1.72, posterize to 1 bit, shifts of 1 to 9 pixels | FixMatch's own code (TensorFlow) |
+| ctaugment | 2 of 19, magnitudes from rates that training moves, cutout of half the side | FixMatch's CTAugment (ctaugment.py) |
 | usb | 3 of 14, continuous magnitudes, always applied, cutout up to half the side | USB |
+| usb_medium | 1 of 14, else as usb | USB's medium views |
+| usb_224 | as usb; strong views show 8 % to all of the picture, weak ones are not padded | USB at 224 pixels, with `data.resize=256` |
 | digits | 2 of 12 that keep a character legible, cutout of a quarter of the side, black | ours: see POLICIES |
 """
 
@@ -41,11 +45,14 @@ class Policy:
         ops: operations to draw from, uniformly and with replacement.
         draws: operations a view, applied in the drawn order.
         p: probability that a drawn operation is applied.
-        law: "levels" (FixMatch's nine levels, a fair sign on geometric operations) or "continuous" (uniform over the whole range).
+        law: "levels" (FixMatch's nine levels, a fair sign on geometric operations), "google" (the same with the original code's
+            magnitudes), "continuous" (uniform over the whole range) or "ctaugment" (rates: ctaugment.py).
         shift: largest translation as a share of the side.
         cutout: side of the square as a share of the image's side, 0 for none; the largest one under the continuous law.
         cutout_pixels: the side in pixels instead, the same at any image size.
         fill: grey levels of the square.
+        crop: of the strong view: "reflect" (the weak view's: padded by reflection) or "resized" (a random part, brought to the size).
+        pad: pixels of reflection a side, as a share of the side.
     """
 
     ops: tuple[str, ...] = OPS
@@ -56,13 +63,19 @@ class Policy:
     cutout: float = 0.5
     cutout_pixels: int | None = None
     fill: tuple[int, int, int] = (127, 127, 127)
+    crop: str = "reflect"
+    pad: float = 1 / 8
 
 
 POLICIES = {
     "fixmatch": Policy(),
     "finessl": Policy(cutout=16 / 224),
     "finessl_16px": Policy(cutout_pixels=16),
+    "fixmatch_tf": Policy(law="google"),
+    "ctaugment": Policy(law="ctaugment"),
     "usb": Policy(draws=3, p=1.0, law="continuous", fill=(125, 123, 114)),
+    "usb_medium": Policy(draws=1, p=1.0, law="continuous", fill=(125, 123, 114)),
+    "usb_224": Policy(draws=3, p=1.0, law="continuous", fill=(125, 123, 114), crop="resized", pad=0.0),
     # A digit's strokes are one or two of eight pixels wide and touch the border: shifts stay within a tenth of the side, the square
     # is small and has the background's colour, and the operations that do nothing to a grey image or make its negative are out.
     "digits": Policy(
@@ -106,6 +119,17 @@ def level_value(op: str, level: int, side: int, shift: float) -> float:
     return 0.0
 
 
+def google_value(op: str, level: int, side: int, shift: float) -> float:
+    """Magnitude of `op` at level 1..9 before its sign in the original code, whose shifts are whole pixels of any image."""
+    if op in _ENHANCE:
+        return level * 1.8 / 10 + 0.1
+    if op == "posterize":
+        return 4 - int(level * 4 / 10)
+    if op in ("translate_x", "translate_y"):
+        return level
+    return level_value(op, level, side, shift)
+
+
 def continuous_range(op: str, side: int, shift: float) -> tuple[float, float]:
     """USB's range of `op`; posterize is truncated to whole bits after the draw."""
     if op in _ENHANCE:
@@ -119,6 +143,9 @@ def continuous_range(op: str, side: int, shift: float) -> tuple[float, float]:
         "shear_x": (-0.3, 0.3),
         "shear_y": (-0.3, 0.3),
     }.get(op, (0.0, 0.0))
+
+
+LEVEL_LAWS = {"levels": level_value, "google": google_value}
 
 
 class Sampler:
@@ -135,17 +162,18 @@ class Sampler:
         sides = [height if op == "translate_y" else width for op in policy.ops]
         make = lambda rows: torch.tensor(rows, dtype=torch.float64, device=device)  # noqa: E731
         self.ops = torch.tensor([OPS.index(op) for op in policy.ops], device=device)
-        if policy.law == "levels":
+        if policy.law in LEVEL_LAWS:
+            value = LEVEL_LAWS[policy.law]
             self.table = make(
                 [
-                    [level_value(op, level, side, policy.shift) for level in range(1, LEVELS + 1)]
+                    [value(op, level, side, policy.shift) for level in range(1, LEVELS + 1)]
                     for op, side in zip(policy.ops, sides, strict=True)
                 ]
             )
         elif policy.law == "continuous":
             self.table = make([continuous_range(op, side, policy.shift) for op, side in zip(policy.ops, sides, strict=True)])
         else:
-            raise ConfigError(unknown("magnitude law", policy.law, ("levels", "continuous")))
+            raise ConfigError(unknown("magnitude law", policy.law, (*LEVEL_LAWS, "continuous")))
 
     def drawn(self, words: Tensor) -> Drawn:
         """[n, self.words] random int64 words -> the table of n images."""
@@ -153,7 +181,7 @@ class Sampler:
         slots = words[:, 3:].view(len(words), policy.draws, self.WORDS_PER_DRAW)
         slot = keyed.below(slots[..., 0], len(policy.ops))
         op = self.ops[slot]
-        if policy.law == "levels":
+        if policy.law in LEVEL_LAWS:
             value = self.table[slot, keyed.below(slots[..., 1], LEVELS)]
             signed = (op >= GEOMETRIC) & (keyed.below(slots[..., 3], 2) == 1)
             value = torch.where(signed, -value, value)

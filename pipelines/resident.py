@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.augment import Order
 from . import keyed
 from .batch import Batch, DataSpec, Split, Sweep, Views
 from .errors import CheckpointError, ConfigError, DataError, unknown
 from .order import visited
 from .policies import policy as policy_named
+from .resident_fused import VIEWS, Fused, in_place, layout, serves_views
 from .source import Source
-from .views import Augmenter, recipe
+from .views import Augmenter, normalised, recipe
 
 PARTS = ("labelled", "unlabelled", "test", "train")
 # Streams never share keys: a labelled row seen as unlabelled in the same epoch gets another crop.
@@ -51,14 +53,18 @@ class ResidentPipeline:
         size: side of the views in pixels; the source's own if None. Smaller images are enlarged as each batch is made.
         resize: side to which weak and strong views bring an image before they crop `size` out of it; `size` if None.
         interpolation: how images are resized on the device, "bilinear" or "bicubic".
+        dtype: of the views, torch.float32 or torch.bfloat16.
+        channels_last: whether the views' memory format is channels_last.
 
     Attributes:
         spec: DataSpec of what is drawn.
         split: the split in use.
+        fused: whether the kernels make the views (on CUDA with Triton, where they know the views and the policy), or plain torch.
         capturable: whether `draw` may run inside a captured graph: on CUDA it reads nothing on the host.
 
     Raises:
-        ConfigError: unknown view or policy, batch size or ratio below 1.
+        ConfigError: unknown view or policy, batch size or ratio below 1, another dtype.
+        RuntimeError: FASTSSL_KERNELS=triton where the kernels cannot serve.
         DataError: no labelled or no unlabelled row where views of them are asked for.
     """
 
@@ -76,7 +82,11 @@ class ResidentPipeline:
         size: int | None = None,
         resize: int | None = None,
         interpolation: str = "bicubic",
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
     ):
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise ConfigError(f"views are float32 or bfloat16; got {dtype}")
         if batch_size < 1:
             raise ConfigError(f"batch size {batch_size}: ask for at least one labelled image a step")
         if views.unlabelled and ratio < 1:
@@ -87,6 +97,7 @@ class ResidentPipeline:
         self.batch_size, self.unlabelled_size = batch_size, batch_size * ratio if views.unlabelled else 0
         self.device = torch.device(device)
         self.capturable = self.device.type == "cuda"
+        self.dtype, self.format = dtype, torch.channels_last if channels_last else torch.contiguous_format
         stored = source.images.shape[3]
         self.size = size or stored
         self.augmenter = Augmenter(
@@ -107,10 +118,50 @@ class ResidentPipeline:
         rows = len(source)
         # Room for every row in every role, so that a new split moves no address.
         self._rows = {name: torch.zeros(rows, dtype=torch.int64, device=self.device) for name in ("labelled", "unlabelled")}
-        self._count = {name: torch.ones((), dtype=torch.int64, device=self.device) for name in ("labelled", "unlabelled")}
+        counts = torch.ones(2, dtype=torch.int64, device=self.device)
+        self._count = {"labelled": counts[0], "unlabelled": counts[1]}
         self._label = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self._weight = torch.zeros(rows, dtype=torch.float32, device=self.device)
         self.use(split)
+        names = (*views.labelled, *views.unlabelled)
+        self._fused: Fused | None = None
+        if names and serves_views(names, self.augmenter.policy, self.device):
+            self._fused = self._kernels(counts, tuple(source.images.shape[2:]), interpolation, channels_last)
+
+    def _kernels(self, counts: Tensor, stored: tuple[int, int], interpolation: str, channels_last: bool) -> Fused:
+        """The kernels with this pipeline's tensors."""
+        on_device = lambda values: torch.tensor(values, dtype=torch.int64, device=self.device)  # noqa: E731
+        parts = ((_LABELLED, self.views.labelled), (_UNLABELLED, self.views.unlabelled))
+        base = on_device([keyed.key(self.seed, _VIEW, stream, k) for stream, names in parts for k in range(len(names))])
+        order = Order(
+            step=self.step,
+            size=counts,
+            key=on_device([keyed.key(self.seed, _ORDER, stream) for stream, _ in parts]),
+            base=base,
+            place=torch.zeros_like(base),
+            labelled=self._rows["labelled"],
+            unlabelled=self._rows["unlabelled"],
+            label=self._label,
+            weight=self._weight,
+            known=self.known,
+            labelled_views=len(self.views.labelled),
+        )
+        return Fused(
+            self.augmenter,
+            stored,
+            interpolation,
+            self.scale.flatten(),
+            self.offset.flatten(),
+            dtype=self.dtype,
+            channels_last=channels_last,
+            views=self.views,
+            counts=(self.batch_size, self.unlabelled_size),
+            order=order,
+        )
+
+    @property
+    def fused(self) -> bool:
+        return self._fused is not None
 
     @property
     def spec(self) -> DataSpec:
@@ -154,37 +205,23 @@ class ResidentPipeline:
         return [_Request(name, rows, keyed.joined(base[number], rows, visit)) for number, name in enumerate(names)]
 
     def _made(self, requests: list[_Request]) -> list[Tensor]:
-        """Makes all views of a batch together: one crop, one pass of the policy, one normalisation."""
+        """Makes all views of a batch together, in one buffer."""
         if not requests:
             return []
-        # Sorted so that the views that need a crop, and among them those that need the policy, are the tail of one buffer.
-        work = [recipe(request.view) for request in requests]
-        order = sorted(range(len(requests)), key=lambda i: (work[i].policy, work[i].crop))
+        order, sizes, plain, weak = layout(tuple(r.view for r in requests), [len(r.rows) for r in requests])
         rows = torch.cat([requests[i].rows for i in order])
         keys = torch.cat([requests[i].keys for i in order])
-        sizes = [len(requests[i].rows) for i in order]
-        plain = sum(size for i, size in zip(order, sizes, strict=True) if not work[i].crop)
-        weak = plain + sum(size for i, size in zip(order, sizes, strict=True) if work[i].crop and not work[i].policy)
-        x = self._cut(self.images.index_select(0, rows), keys, plain)
-        if weak < len(x):
-            x[weak:] = self.augmenter.strengthened(x[weak:], self.augmenter.drawn(keys[weak:]))
-        pieces = dict(zip(order, self._normalised(x).split(sizes), strict=True))
-        return [pieces[i] for i in range(len(requests))]
-
-    def _cut(self, x: Tensor, keys: Tensor, plain: int) -> Tensor:
-        """The first `plain` images at the views' size, the rest mirrored and cropped."""
-        if plain == 0:
-            return self.augmenter.cropped(x, keys)
-        if plain == len(x):
-            return self.augmenter.plain(x)
-        return torch.cat([self.augmenter.plain(x[:plain]), self.augmenter.cropped(x[plain:], keys[plain:])])
-
-    def _normalised(self, x: Tensor) -> Tensor:
-        """[n, 3, H, W] uint8 -> fp32 (x / 255 - mean) / std."""
-        return (x * self.scale).add_(self.offset)
+        if self._fused is not None and {request.view for request in requests} <= set(VIEWS):
+            made = self._fused.kernel(self.images, rows, keys, plain=plain, weak=weak)
+        else:
+            x = self.augmenter.views(self.images.index_select(0, rows), keys, [requests[i].view for i in order], sizes)
+            made = normalised(x, self.scale, self.offset).to(self.dtype, memory_format=self.format)
+        return list(in_place(made.split(sizes), order))
 
     def draw(self) -> Batch:
         """The next batch. Within an epoch of a stream no row comes twice; a set smaller than a batch repeats rows with fresh views."""
+        if self._fused is not None:
+            return self._fused.draw(self.images)
         at, visit = self._visit("labelled", _LABELLED, self.batch_size)
         index = self._rows["labelled"].index_select(0, at)
         requests = self._requests(self.views.labelled, _LABELLED, index, visit)

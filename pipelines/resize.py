@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .errors import ConfigError, unknown
 
+_LARGE = 105  # side in pixels from which a CPU takes images one by one
 _PLACES = 22  # binary places of Pillow's weights: 32 bits less 8 of the pixel and 2 to spare
 
 
@@ -58,6 +59,20 @@ def weights(source: int, target: int, interpolation: str) -> np.ndarray:
     return table
 
 
+def _taps(table: Tensor) -> tuple[Tensor, Tensor] | None:
+    """[target, source] weights -> ([target, k] int64 input pixels, [target, k] int32 weights), or None where k would exceed 4.
+
+    Enlarging takes two neighbours an axis, or four (bicubic): sums of so few are cheaper than a matrix product full of zeros.
+    """
+    used = (table != 0).to(torch.uint8)
+    first = used.argmax(1)
+    count = int((table.shape[1] - used.flip(1).argmax(1) - first).max())
+    if count > 4:
+        return None
+    at = first.clamp(max=table.shape[1] - count)[:, None] + torch.arange(count)
+    return at, table.gather(1, at).to(torch.int32)
+
+
 def _rounded(sums: Tensor) -> Tensor:
     """Sums of pixels times weights -> pixels as float64 whole numbers in 0..255, in place."""
     return sums.add_(1 << (_PLACES - 1)).mul_(2.0**-_PLACES).floor_().clamp_(0, 255)
@@ -77,33 +92,68 @@ class Resizer:
         self.table = torch.from_numpy(weights(source, target, interpolation)).to(device)
         # A few images at a time stay in a CPU's cache; float64 intermediates of 224 pixels take about 4 MB an image.
         self.block = 256 if torch.device(device).type == "cuda" else 4
+        one_by_one = torch.device(device).type == "cpu" and target >= _LARGE
+        self.taps = _taps(self.table) if one_by_one else None
 
     def whole(self, x: Tensor) -> Tensor:
         """[n, 3, source, source] uint8 -> [n, 3, target, target] uint8; x itself where there is nothing to do."""
         if self.source == self.target:
             return x
-        return self._run(x, self.table[None], self.table[None])
+        if self.taps is not None:
+            every = torch.arange(self.target).expand(len(x), -1)
+            return self._summed(x, every, every)
+        return weighted(x, self.table[None], self.table[None], self.block)
 
     def cut(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Output pixels by name: rows and columns [n, s] int64 in [0, target) -> [n, 3, s, s] uint8.
 
         Equal to `whole` followed by that gather, but pixels that nobody asks for are never made.
         """
-        return self._run(x, self.table[rows], self.table[columns])
+        if self.taps is not None:
+            return self._summed(x, rows, columns)
+        return weighted(x, self.table[rows], self.table[columns], self.block)
 
-    def _run(self, x: Tensor, down: Tensor, across: Tensor) -> Tensor:
-        """down, across: [n or 1, s, source] weights."""
-        n, channels, side, _ = x.shape
-        size = down.shape[1]
-        out = torch.empty((n, channels, size, size), dtype=torch.uint8, device=x.device)
-        for at in range(0, n, self.block):
-            part = slice(at, at + self.block)
-            pick = lambda table, part=part: table if len(table) == 1 else table[part]  # noqa: E731
-            pixels = x[part].to(torch.float64)
-            wide = _rounded(pixels.reshape(len(pixels), channels * side, side) @ pick(across).transpose(1, 2))
-            tall = pick(down)[:, None] @ wide.view(len(pixels), channels, side, size)
-            out[part] = _rounded(tall).to(torch.uint8)
+    def _summed(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """`cut` in int32, image by image: a pixel times 2**22, bicubic's overshoot included, stays below 2**31."""
+        at, weight = self.taps
+        out = torch.empty((*x.shape[:2], rows.shape[1], columns.shape[1]), dtype=torch.uint8)
+        half = 1 << (_PLACES - 1)
+        down, across = (at[rows].unbind(2), weight[rows].unsqueeze(3).unbind(2)), (at[columns].unbind(2), weight[columns].unbind(2))
+
+        def summed(pixels: Tensor, axis: int, taps: tuple, i: int) -> Tensor:
+            (first, *others), (heavy, *weights) = taps
+            total = pixels.index_select(axis, first[i]).mul_(heavy[i]).add_(half)
+            for where, much in zip(others, weights, strict=True):
+                total.add_(pixels.index_select(axis, where[i]).mul_(much[i]))
+            return total.bitwise_right_shift_(_PLACES).clamp_(0, 255)
+
+        for i, image in enumerate(x.to(torch.int32)):
+            out[i] = summed(summed(image, 2, across, i), 1, down, i)
         return out
+
+
+def weighted(x: Tensor, down: Tensor, across: Tensor, block: int = 4) -> Tensor:
+    """Two passes of weights over images.
+
+    Args:
+        x: [n, 3, side, side] uint8.
+        down, across: [n or 1, s, side] float64 whole numbers, the weights of rows and of columns times 2**22.
+        block: images at a time.
+
+    Returns:
+        [n, 3, s, s] uint8.
+    """
+    n, channels, side, _ = x.shape
+    size = down.shape[1]
+    out = torch.empty((n, channels, size, size), dtype=torch.uint8, device=x.device)
+    for at in range(0, n, block):
+        part = slice(at, at + block)
+        pick = lambda table, part=part: table if len(table) == 1 else table[part]  # noqa: E731
+        pixels = x[part].to(torch.float64)
+        wide = _rounded(pixels.reshape(len(pixels), channels * side, side) @ pick(across).transpose(1, 2))
+        tall = pick(down)[:, None] @ wide.view(len(pixels), channels, side, size)
+        out[part] = _rounded(tall).to(torch.uint8)
+    return out
 
 
 def resized(images: np.ndarray, size: int, interpolation: str = "bicubic") -> np.ndarray:

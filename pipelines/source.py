@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .choice import Choice
+from .file_source import ImageFiles
+
 
 @dataclass
 class Source:
@@ -19,12 +22,13 @@ class Source:
         given: [N] bool, whether the label may be given to training. A label that is known but not given (a class folder's image
             that labels.csv does not name) serves to measure pseudo-labels only.
         test: [N] bool, the fixed test part.
-        images: [N, 3, S, S] uint8.
+        images: [N, 3, S, S] uint8; or ImageFiles of that shape, which decodes the rows that it is asked for.
         content: [N] uint64, hash of the file's bytes: equal rows are copies of one image.
         flip: whether mirroring left to right keeps the label.
         mean, std: normalisation constants of the three channels, for values in [0, 1].
         quarantine: (id, reason) of each image that could not be decoded; such images have no row.
         warnings: sentences for the user.
+        choice: which pipeline serves the set, and why.
         published: the parts are a benchmark's own, so copies between them are told of, not refused.
     """
 
@@ -34,13 +38,14 @@ class Source:
     label: np.ndarray
     given: np.ndarray
     test: np.ndarray
-    images: np.ndarray
+    images: np.ndarray | ImageFiles
     content: np.ndarray
     flip: bool
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     quarantine: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    choice: Choice = Choice("resident", "all of it is in memory")
     published: bool = False
 
     def __len__(self) -> int:

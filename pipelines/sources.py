@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from . import choice, shards
 from .digits import load_digits
 from .errors import ConfigError, unknown
+from .file_set import Taking
 from .folder import load_folder
 from .published import load_published
 from .resize import check_interpolation
@@ -29,8 +32,11 @@ def load(
     extra: bool = False,
     interpolation: str = "bicubic",
     enlarge: bool = True,
+    pipeline: str = "resident",
+    room: choice.Room | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Source:
-    """Loads a set by its name, or a folder of images by its path.
+    """Loads a set by its name, or a folder of images (or of tar shards of them) by its path.
 
     Args:
         name_or_path: one of NAMES, or a folder (one that is called digits is given as ./digits).
@@ -44,6 +50,10 @@ def load(
         interpolation: how images of another size are resized, "bilinear" or "bicubic" (digits: always bicubic).
         enlarge: bring smaller images to `size` too; False leaves sets of equal small squares as they are, for a pipeline that
             enlarges each batch (digits are always enlarged here).
+        pipeline: who will serve the set: "resident" decodes a folder into memory, "dali" indexes it and leaves the files where they are,
+            "auto" decodes what fits into `room`. Named sets are always resident.
+        room: free memory, for "auto"; endless if None.
+        progress: called with (files done, files in all) while a folder's files are opened.
 
     Raises:
         ConfigError: an unknown name, a path that does not exist, a value out of range, or an option that the set does not take.
@@ -56,6 +66,10 @@ def load(
         raise ConfigError(f"--max-bad {max_bad} is out of range; give a share between 0 and 1")
     check_interpolation(interpolation)
     name = str(name_or_path)
+    if choice.check(pipeline) == "dali" and name in NAMES:
+        raise ConfigError(
+            f"--pipeline dali reads folders of image files and tar shards; {name} fits into memory, so take --pipeline resident"
+        )
     if name in NAMES:
         for flag, value in (("--labels", labels), ("--test", test)):
             if value is not None:
@@ -64,19 +78,23 @@ def load(
         raise ConfigError(f"--root says where {', '.join(SETS)} lie; leave it out for {name}")
     if extra and name != "svhn":
         raise ConfigError(f"data.extra goes with svhn, which alone has such a part; leave it out for {name}")
-    if name == "digits":
-        return load_digits(size)
-    if name in SETS:
-        return load_published(
-            name,
-            root=root,
-            size=size,
-            extra=extra,
-            interpolation=interpolation,
-            enlarge=enlarge,
-            max_bad=max_bad,
-            workers=workers,
+    if name in NAMES:
+        source = (
+            load_digits(size)
+            if name == "digits"
+            else load_published(
+                name,
+                root=root,
+                size=size,
+                extra=extra,
+                interpolation=interpolation,
+                enlarge=enlarge,
+                max_bad=max_bad,
+                workers=workers,
+            )
         )
+        source.choice = choice.named(len(source), source.images.shape[3])
+        return source
     folder = Path(name_or_path).expanduser()
     if not folder.exists():
         raise ConfigError(f"{unknown('data', name, NAMES)}; and there is no folder of that name")
@@ -87,24 +105,26 @@ def load(
             raise ConfigError(f"{flag} {value}: no such file")
     if labels is not None and Path(labels).expanduser().is_dir():
         raise ConfigError(f"--labels {labels} is a folder; it takes a CSV with the columns path,label")
-    return load_folder(
-        folder,
-        size=size,
-        labels=None if labels is None else Path(labels).expanduser(),
-        test=None if test is None else Path(test).expanduser(),
-        max_bad=max_bad,
-        workers=workers,
-        interpolation=interpolation,
-        enlarge=enlarge,
-    )
+    files = {"labels": labels, "test": test}
+    files = {key: None if value is None else Path(value).expanduser() for key, value in files.items()}
+    taking = Taking(size, max_bad, workers, interpolation, enlarge, pipeline, room, progress)
+    return (shards.load_shards if shards.sharded(folder) else load_folder)(folder, **files, taking=taking)
 
 
-def configured(data: Any, *, size: int | None = None, interpolation: str | None = None, enlarge: bool = True) -> Source:
+def configured(
+    data: Any,
+    *,
+    size: int | None = None,
+    interpolation: str | None = None,
+    enlarge: bool = True,
+    room: choice.Room | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Source:
     """Loads what the `data` section of a run's configuration names.
 
     Args:
         data: a DataConfig. size, interpolation: the network's own, where it has them; the configuration's otherwise.
-        enlarge: as in `load`.
+        enlarge, room, progress: as in `load`.
     """
     size = size or data.size
     return load(
@@ -117,6 +137,10 @@ def configured(data: Any, *, size: int | None = None, interpolation: str | None 
         extra=data.extra,
         interpolation=data.interpolation or interpolation or "bicubic",
         enlarge=enlarge,
+        workers=data.workers,
+        pipeline=data.pipeline,
+        room=room,
+        progress=progress,
     )
 
 

@@ -3,7 +3,10 @@
 * `plain`: the image, normalised. What evaluation reads.
 * `weak`: mirrored with probability 1/2 where that keeps the label, padded by reflection by an eighth of the side, cropped at random.
   With `resize` it is first brought to that side, larger than the view's (FineSSL: 256 pixels, crops of 224).
-* `strong`: the weak steps with their own draws, then a policy's operations in drawn order, then its cutout (policies.py).
+* `strong`: the weak steps with their own draws, then a policy's operations in drawn order, then its cutout (policies.py). Policies whose
+  `crop` is "resized" cut a random part and bring it to the size instead (crops.py).
+* `simclr`: a random part brought to the size, mirrored where that keeps the label, then SimCLR's colours and blur (simclr.py).
+* `probe`: the weak steps, then operations of CTAugment whose levels ignore its rates (ctaugment.py).
 
 Images stay uint8 through every step, as with Pillow, and are normalised once at the end. Images that are stored smaller than the
 network wants them are enlarged here, on the device, by the pixels of Pillow's own resize: a set of 32 x 32 takes 49 times less
@@ -12,28 +15,20 @@ memory than at 224.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from . import affine, image_ops, keyed
+from . import affine, crops, keyed
+from .ctaugment import CTAugment, CTDrawn
 from .errors import ConfigError, unknown
-from .policies import GEOMETRIC, OPS, Drawn, Policy, Sampler
+from .policies import Drawn, Policy, Sampler
 from .resize import Resizer
-
-_POINTWISE = (
-    image_ops.identity,
-    image_ops.autocontrast,
-    image_ops.equalize,
-    image_ops.brightness,
-    image_ops.color,
-    image_ops.contrast,
-    image_ops.sharpness,
-    image_ops.posterize,
-    image_ops.solarize,
-)
-_MATRICES = (affine.rotation, affine.shear_x, affine.shear_y, affine.translate_x, affine.translate_y)
+from .simclr import distorted, distortion_of
+from .strong_ops import LARGE, cut_out, operate_
+from .strong_ops import operate as operate
 
 
 @dataclass(frozen=True)
@@ -41,11 +36,21 @@ class Recipe:
     """What a view does to an image before it is normalised."""
 
     name: str
-    crop: bool  # flip and reflect-pad crop
+    crop: bool  # flip and a random crop
     policy: bool  # the strong policy's operations and cutout
+    alone: bool = False  # made by itself, not with the other views of a batch
 
 
-RECIPES = {recipe.name: recipe for recipe in (Recipe("plain", False, False), Recipe("weak", True, False), Recipe("strong", True, True))}
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("plain", False, False),
+        Recipe("weak", True, False),
+        Recipe("strong", True, True),
+        Recipe("simclr", True, False, alone=True),
+        Recipe("probe", True, False, alone=True),
+    )
+}
 
 
 def recipe(name: str) -> Recipe:
@@ -55,72 +60,39 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def warp(x: Tensor, op: Tensor, value: Tensor) -> Tensor:
-    """Geometric operations, one an image: op [n] int64 positions in OPS; images of other operations come back as they are."""
-    height, width = x.shape[2:]
-    matrix = affine.upright(value)
-    for k, made in enumerate(_MATRICES):
-        matrix = torch.where((op == GEOMETRIC + k)[:, None], made(value, height, width), matrix)
-    return affine.warped(x, matrix)
+def normalised(x: Tensor, scale: Tensor, offset: Tensor, out: Tensor | None = None) -> Tensor:
+    """[n, 3, H, W] uint8 -> fp32 x * scale + offset, into `out` where one is given: scale and offset broadcast against an image.
 
-
-def operate(x: Tensor, op: Tensor, value: Tensor) -> Tensor:
-    """Applies one operation to each image.
-
-    Args:
-        x: [n, 3, H, W] uint8, not written to.
-        op: [n] int64, positions in OPS.
-        value: [n] float64 magnitudes.
-
-    Returns:
-        [n, 3, H, W] uint8.
+    A multiplication and an addition, not one fused step, so that all devices round alike.
     """
-    if x.is_cuda:
-        # No host read here: every operation runs on all images and `where` keeps the drawn one.
-        out = warp(x, op, value)
-        for k, run in enumerate(_POINTWISE[1:], 1):
-            at = (op == k).view(-1, 1, 1, 1)
-            # Magnitudes of other operations are out of an operation's range; 1 is in everybody's.
-            out = torch.where(at, run(x, torch.where(op == k, value, 1.0)), out)
-        return out
-    # Sorted by operation every group is a slice, and gathering back by the inverse is far cheaper than scattering group by group.
-    order = op.argsort(stable=True)
-    counts = torch.bincount(op, minlength=len(OPS)).tolist()
-    sizes = [*counts[:GEOMETRIC], sum(counts[GEOMETRIC:])]
-    images, ops, values = x.index_select(0, order).split(sizes), op[order].split(sizes), value[order].split(sizes)
-    done = [run(x, v) if len(x) else x for run, x, v in zip(_POINTWISE, images[:-1], values[:-1], strict=True)]
-    done.append(warp(images[-1], ops[-1], values[-1]) if len(images[-1]) else images[-1])
-    return torch.cat(done).index_select(0, order.argsort())
-
-
-def cut_out(x: Tensor, box: Tensor, fill: tuple[int, int, int]) -> Tensor:
-    """Fills a rectangle of each image, in place: box [n, 4] as in Drawn, fill one grey level a channel."""
-    columns, rows = torch.arange(x.shape[3], device=x.device), torch.arange(x.shape[2], device=x.device)
-    across = (columns >= box[:, 0, None]) & (columns <= box[:, 1, None])
-    down = (rows >= box[:, 2, None]) & (rows <= box[:, 3, None])
-    hole = (down[:, :, None] & across[:, None, :]).to(torch.uint8)
-    x.mul_((1 - hole).unsqueeze(1))
-    for channel, level in enumerate(fill):
-        if level:
-            x[:, channel].add_(hole, alpha=level)
-    return x
+    out = torch.empty(x.shape, dtype=torch.float32, device=x.device) if out is None else out
+    # On a CPU blocks that fit its cache go through all three steps at once.
+    step = len(x) if x.is_cuda else max(1, (1 << 18) // max(1, x[0].numel() if len(x) else 1))
+    for at in range(0, len(x), step or 1):
+        out[at : at + step].copy_(x[at : at + step]).mul_(scale).add_(offset)
+    return out
 
 
 class Augmenter:
     """Makes views of uint8 images of one size on one device.
 
-    Every random choice is a function of the image's key alone, so that a view does not depend on the batch around it.
+    Every random choice is a function of the image's key (CTAugment: and of its rates) alone, so that a view does not depend on the batch
+    around it.
 
     Args:
         policy: the strong view's policy.
         size: (height, width) of the views.
         flip: whether mirroring keeps the label.
         stored: side of the square images that come in, where it differs from `size`; views are square then.
-        resize: side to which weak and strong views bring the image before they crop `size` out of it; `size` if None.
+        resize: side to which views bring the image before they crop `size` out of it; `size` if None.
         interpolation: how images are resized, "bilinear" or "bicubic".
 
+    Attributes:
+        rates: CTAugment of a policy of that law, else None; a method that moves the rates puts its own there.
+        probed: CTDrawn of the last probe views.
+
     Raises:
-        ConfigError: a resize below size, or an unknown interpolation.
+        ConfigError: a resize below size, an unknown interpolation, law or crop.
     """
 
     _CROP_WORDS = 3  # flip, top, left
@@ -136,9 +108,13 @@ class Augmenter:
         resize: int | None = None,
         interpolation: str = "bicubic",
     ):
-        self.policy, self.flip, self.size = policy, flip, size
-        self.pad = min(size) // 8
-        self.sampler = Sampler(policy, *size, device=device)
+        if policy.crop not in ("reflect", "resized"):
+            raise ConfigError(unknown("crop", policy.crop, ("reflect", "resized")))
+        self.policy, self.flip, self.size, self.interpolation = policy, flip, size, interpolation
+        self.pad = int(min(size) * policy.pad)
+        self.rates = CTAugment(policy.draws).to(device) if policy.law == "ctaugment" else None
+        self.probed: CTDrawn | None = None
+        self.sampler = None if self.rates is not None else Sampler(policy, *size, device=device)
         if resize is not None and resize < max(size):
             raise ConfigError(f"data.resize {resize} is below the image size {max(size)}: crops are cut out of the resized image")
         stored = stored or max(size)
@@ -150,26 +126,87 @@ class Augmenter:
         """The image itself at the views' size: x [n, 3, H, W] uint8; not written to."""
         return x if self.to_size is None else self.to_size.whole(x)
 
+    def _mirrored(self, words: Tensor) -> Tensor:
+        return keyed.below(words, 2) == 1 if self.flip else torch.zeros_like(words, dtype=torch.bool)
+
     def cropped(self, x: Tensor, keys: Tensor) -> Tensor:
         """The weak view's flip and crop: x [n, 3, H, W] uint8, keys [n] int64."""
         words = keyed.bits(keys, self._CROP_WORDS)
-        flip = keyed.below(words[:, 0], 2) == 1 if self.flip else torch.zeros_like(words[:, 0], dtype=torch.bool)
+        flip = self._mirrored(words[:, 0])
         top, left = (keyed.below(words[:, 1 + axis], self.picture[axis] + 2 * self.pad - self.size[axis] + 1) for axis in (0, 1))
         rows, columns = affine.crop_index(flip, top, left, self.pad, self.picture, self.size)
-        return affine.gathered(x, rows, columns) if self.to_picture is None else self.to_picture.cut(x, rows, columns)
+        if self.to_picture is not None:
+            return self.to_picture.cut(x, rows, columns)
+        if x.is_cuda or x[:1].numel() < LARGE:
+            return affine.gathered(x, rows, columns)
+        out = torch.empty((len(x), 3, *self.size), dtype=torch.uint8)
+        for i, (corner, mirrored) in enumerate(zip(left.tolist(), flip.tolist(), strict=True)):
+            affine.slid(x[i], rows[i], corner, self.pad, mirrored, out[i])
+        return out
 
-    def drawn(self, keys: Tensor) -> Drawn:
+    def resized_crop(self, x: Tensor, keys: Tensor) -> Tensor:
+        """A random part of the picture, 8 % to all of it, brought to the views' size and mirrored as the weak view is."""
+        x = x if self.to_picture is None else self.to_picture.whole(x)
+        flip = self._mirrored(keyed.bits(keys, 1)[:, 0])
+        return crops.resized_crop(x, crops.boxes(keys, x.shape[3]), self.size[0], self.interpolation, flip)
+
+    def drawn(self, keys: Tensor) -> Drawn | CTDrawn:
         """The policy's table for keys [n]."""
+        if self.rates is not None:
+            return self.rates.drawn(keys, self.size[0])
         return self.sampler.drawn(keyed.bits(keys, self._CROP_WORDS + self.sampler.words)[:, self._CROP_WORDS :])
 
-    def strengthened(self, x: Tensor, drawn: Drawn) -> Tensor:
+    def strengthened(self, x: Tensor, drawn: Drawn | CTDrawn) -> Tensor:
         """Runs a table, of one operation at least, on x [n, 3, H, W] uint8, which is not written to."""
+        return self.strengthened_(x.clone(), drawn)
+
+    def strengthened_(self, x: Tensor, drawn: Drawn | CTDrawn) -> Tensor:
+        """`strengthened` into x itself, which is contiguous."""
+        if self.rates is not None:
+            return x.copy_(self.rates.applied(x, drawn))
         for slot in range(drawn.op.shape[1]):
-            x = operate(x, drawn.op[:, slot], drawn.value[:, slot])
+            operate_(x, drawn.op[:, slot], drawn.value[:, slot])
         return cut_out(x, drawn.box, self.policy.fill)
 
     def view(self, x: Tensor, keys: Tensor, name: str) -> Tensor:
-        """The named view of x [n, 3, H, W] uint8 under keys [n] int64, as uint8; x is not written to."""
+        """The named view of x [n, 3, H, W] uint8 under keys [n] int64, as uint8; x is not written to.
+
+        Raises:
+            ConfigError: an unknown view, or a probe without CTAugment.
+        """
         how = recipe(name)
-        x = self.cropped(x, keys) if how.crop else self.plain(x)
-        return self.strengthened(x, self.drawn(keys)) if how.policy else x
+        if name == "simclr":
+            side = self.size[0]
+            return distorted(self.resized_crop(x, keys), keys, distortion_of(side))
+        if name == "probe":
+            if self.rates is None:
+                raise ConfigError("the view probe needs the rates of CTAugment; take --policy ctaugment")
+            self.probed = self.rates.drawn(keys, self.size[0], probe=True)
+            return self.rates.applied(self.cropped(x, keys), self.probed)
+        if not how.crop:
+            return self.plain(x)
+        x = self.resized_crop(x, keys) if how.policy and self.policy.crop == "resized" else self.cropped(x, keys)
+        return self.strengthened_(x, self.drawn(keys)) if how.policy else x
+
+    def views(self, x: Tensor, keys: Tensor, names: Sequence[str], sizes: Sequence[int]) -> Tensor:
+        """Several views, one after the other in one buffer: `view` of each piece, made together where that is faster.
+
+        Args:
+            x: [n, 3, H, W] uint8, not written to.
+            keys: [n] int64.
+            names: of the views.
+            sizes: images of each view, n in all.
+
+        Returns:
+            [n, 3, *size] uint8.
+        """
+        how = [recipe(name) for name in names]
+        apart = any(h.alone for h in how) or (self.policy.crop != "reflect" and any(h.policy for h in how))
+        if not apart and [h.policy for h in how] == sorted(h.policy for h in how) and all(h.crop for h in how):
+            made = self.cropped(x, keys)
+            strong = sum(size for h, size in zip(how, sizes, strict=True) if h.policy)
+            if strong:
+                self.strengthened_(made[len(x) - strong :], self.drawn(keys[len(x) - strong :]))
+            return made
+        pieces = zip(x.split(list(sizes)), keys.split(list(sizes)), names, strict=True)
+        return torch.cat([self.view(piece, key, name) for piece, key, name in pieces])

@@ -22,6 +22,7 @@ PACKAGES = {"kernels": "fastssl.kernels", "pipelines": "fastssl.pipelines", "fas
 FLOORS = (
     ("fastssl.kernels",),
     ("fastssl.pipelines",),
+    ("fastssl.sections",),
     ("fastssl.config", "fastssl.schedules", "fastssl.distributed", "fastssl.environment"),
     ("fastssl.models",),
     ("fastssl.methods",),

@@ -92,9 +92,38 @@ def _serves(report: dict[str, Any]) -> dict[str, str]:
     return {
         "device": "cuda" if cuda else "cpu",
         "losses": _losses("cuda" if cuda else "cpu") if report["torch"] else "none: torch is missing",
-        "step": "eager",
+        "step": _step("cuda" if cuda else "cpu", report),
+        "pipelines": _pipelines(cuda),
         "bf16": bf16,
     }
+
+
+def _step(device: str, report: dict[str, Any]) -> str:
+    """The step mode that `auto` takes, and why."""
+    if not report["torch"]:
+        return "none: torch is missing"
+    if report["compiler"] is None:
+        return "eager: without build tools no step can be compiled"
+    from torch import device as torch_device
+
+    from ..engine.modes import wanted
+
+    mode = wanted("auto", torch_device(device))[0]
+    return {
+        "graph": "graph: on CUDA a step is compiled and captured as one CUDA graph",
+        "compile": "compile",
+        "eager": "eager: there are no CUDA graphs on the CPU (--step-mode compile compiles all the same)",
+    }[mode]
+
+
+def _pipelines(cuda: bool) -> str:
+    """Who may draw batches, in words."""
+    from ..pipelines.choice import INSTALL, dali_version
+
+    version = dali_version()
+    if version is None:
+        return f"resident alone; sets larger than memory need DALI: {INSTALL}"
+    return f"resident, and dali ({version}, decoding JPEGs on the {'GPU' if cuda else 'CPU'}) for what does not fit"
 
 
 def _losses(device: str) -> str:

@@ -31,6 +31,7 @@ FLAGS: dict[str, str] = {
     "--split": "data.split",
     "--policy": "data.policy",
     "--max-bad": "data.max_bad",
+    "--pipeline": "data.pipeline",
     "--steps": "train.steps",
     "--batch-size": "train.batch_size",
     "--ratio": "train.ratio",
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         if args.out and not args.dry_run:
             check_free(Path(args.out), overwrite=args.overwrite)
         places.fetch(args, config.data)
-        parts = assemble(config)
+        parts = assemble(config, quiet=args.quiet)
         if args.dry_run:
             from .dry_run import describe
 
@@ -195,7 +196,15 @@ def resumed(args: argparse.Namespace) -> Any:
             f"{folder} holds a run of {config.method_name}, not {given['method.name']}; "
             "leave out --method, or train anew with another --out"
         )
-    soft = {"data.root", "train.stop_at", "train.report_every", "train.eval_every", "train.save_every", "train.keep"}
+    soft = {
+        "data.root",
+        "data.workers",
+        "train.stop_at",
+        "train.report_every",
+        "train.eval_every",
+        "train.save_every",
+        "train.keep",
+    }
     changed = resolve(config.method_name, type(config.method), [("config.yaml", own), ("the command line", given)])
     fresh = {f"{s}.{k}": v for s, body in changed.nested().items() for k, v in body.items()}
     hard = [f"{k}: {own[k]} -> {fresh[k]}" for k in own if own[k] != fresh[k] and k not in soft]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from .. import models
+from .. import environment, models
 from ..config import RunConfig
 from ..kernels import _dispatch
 from ..methods import find
 from ..methods.base import Method
-from ..pipelines import sources, splits
-from ..pipelines.batch import Split
+from ..pipelines import choice, sources, splits
+from ..pipelines.batch import Split, Views
 from ..pipelines.errors import ConfigError, DataError, SetupError
 from ..pipelines.resident import ResidentPipeline
 from ..pipelines.source import Source
@@ -31,13 +34,20 @@ class Parts:
     device: torch.device
     source: Source
     split: Split
-    pipeline: ResidentPipeline
+    pipeline: ResidentPipeline  # or the one that streams, which is of its kind
     method: Method
     notes: list[str]  # what was decided, for the log
     warnings: list[str]  # what may not be as the user thinks
 
 
-def assemble(config: RunConfig, *, split: Split | None = None, encoder: nn.Module | None = None, restored: bool = False) -> Parts:
+def assemble(
+    config: RunConfig,
+    *,
+    split: Split | None = None,
+    encoder: nn.Module | None = None,
+    restored: bool = False,
+    quiet: bool = False,
+) -> Parts:
     """Loads the data, draws (or takes) the split, builds network and method, seeded by `train.seed` alone.
 
     Args:
@@ -45,6 +55,7 @@ def assemble(config: RunConfig, *, split: Split | None = None, encoder: nn.Modul
         split: who is labelled; drawn as the configuration says if None.
         encoder: the user's own network (fastssl/models/user.py), in place of the one that `model.name` names; it is trained itself.
         restored: every weight is about to come from a checkpoint, so no file and no hub is asked for any.
+        quiet: no bar on stderr while image files are opened.
 
     Raises:
         ConfigError, DataError, SetupError: what does not fit, before anything is written.
@@ -66,8 +77,15 @@ def assemble(config: RunConfig, *, split: Split | None = None, encoder: nn.Modul
         data = dataclasses.replace(data, size=wanted.size)
     data = dataclasses.replace(data, interpolation=data.interpolation or wanted.interpolation)
     config = dataclasses.replace(config, data=data)
-    # Smaller images stay small in memory: the pipeline enlarges each batch.
-    source = sources.configured(data, size=wanted.size, enlarge=False)
+    if data.name not in sources.NAMES:
+        choice.demand(data.pipeline)
+    with indexing(quiet) as progress:
+        # Smaller images stay small in memory: the pipeline enlarges each batch.
+        source = sources.configured(data, size=wanted.size, enlarge=False, room=room(device), progress=progress)
+    # The choice is kept with the run: a resume on a machine with other memory must read the same pixels.
+    data = dataclasses.replace(data, pipeline=source.choice.name)
+    config = dataclasses.replace(config, data=data)
+    notes.append(f"pipeline: {source.choice.name} ({source.choice.reason})")
     size = wanted.size or data.size or source.images.shape[-1]
     if wanted.mean is not None and config.model.normalise == "network":
         source = dataclasses.replace(source, mean=wanted.mean, std=wanted.std)
@@ -103,19 +121,7 @@ def assemble(config: RunConfig, *, split: Split | None = None, encoder: nn.Modul
             raise DataError(f"{config.method_name} needs unlabelled images and {data.name} has none; use --method supervised")
         config = fit_batches(config, split, bool(views.unlabelled), notes)
         train = config.train
-        pipeline = ResidentPipeline(
-            source,
-            split,
-            views,
-            batch_size=train.batch_size,
-            ratio=train.ratio,
-            seed=train.seed,
-            policy=data.policy,
-            device=device,
-            size=size,
-            resize=data.resize,
-            interpolation=data.interpolation,
-        )
+        pipeline = make_pipeline(config, source, split, views, device, size)
         method = method_class(
             method_config,
             network,
@@ -127,6 +133,48 @@ def assemble(config: RunConfig, *, split: Split | None = None, encoder: nn.Modul
         layer_scales(method, train.layer_decay)  # a network without layers is refused before a run directory is made
     notes.append(f"weak pass: {weak_pass} ({'network with' if network.has_batchnorm else 'no'} batch-norm)" if views.no_grad else "")
     return Parts(config, device, source, split, pipeline, method, [n for n in notes if n], warnings)
+
+
+def make_pipeline(config: RunConfig, source: Source, split: Split, views: Views, device: torch.device, size: int) -> ResidentPipeline:
+    """The pipeline that the source was taken in for, drawing views of `size` pixels."""
+    data, train = config.data, config.train
+    options = {
+        "batch_size": train.batch_size // train.accumulate,  # a step draws as many pieces as its gradients are accumulated over
+        "ratio": train.ratio,
+        "seed": train.seed,
+        "policy": data.policy,
+        "device": device,
+        "size": size,
+        "resize": data.resize,
+        "interpolation": data.interpolation,
+    }
+    if source.choice.name == "resident":
+        return ResidentPipeline(source, split, views, **options)
+    from ..pipelines.streamed import DaliPipeline
+
+    return DaliPipeline(source, split, views, max_bad=data.max_bad, workers=data.workers, **options)
+
+
+def room(device: torch.device) -> choice.Room:
+    """The memory that is free for decoded images."""
+    memory = environment.memory()
+    host = memory[1] if memory else None
+    return choice.Room(str(device), torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host, host)
+
+
+@contextlib.contextmanager
+def indexing(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """What files are counted by while they are opened: a bar where stderr is a terminal, nothing elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("reading images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def draw_split(config: RunConfig, source: Source) -> Split:
@@ -164,6 +212,8 @@ def fit_batches(config: RunConfig, split: Split, unlabelled: bool, notes: list[s
     if (batch, ratio) != (train.batch_size, train.ratio):
         more = f" and {batch * ratio} unlabelled" if unlabelled else ""
         notes.append(f"{batch} labelled{more} images a step, fitted to the {len(split.labelled)} labels")
+    if batch % train.accumulate:
+        raise ConfigError(f"train.accumulate {train.accumulate} does not divide the batch of {batch} labelled images; give a divisor of it")
     return dataclasses.replace(config, train=dataclasses.replace(train, batch_size=batch, ratio=ratio))
 
 

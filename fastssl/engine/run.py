@@ -83,7 +83,9 @@ class Run:
             torch.use_deterministic_algorithms(True)
         if self.parts.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = train.tf32
+        kept = torch.get_rng_state()
         if self.done == 0:
+            torch.manual_seed(train.seed)  # dropout and the like; a resumed run has its checkpoint's own state
             self._announce()
         # Python lets the main thread alone take signals; elsewhere (a notebook's worker) the caller's own handling stays.
         taken = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
@@ -109,6 +111,7 @@ class Run:
             raise
         finally:
             self.reporter.close()
+            torch.set_rng_state(kept)
             torch.use_deterministic_algorithms(deterministic)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -283,7 +286,7 @@ def resume(config: RunConfig, folder: Path, *, quiet: bool = False) -> Run:
     # The split comes from the directory, never drawn again: a redrawn one would show the model more labels than it claims.
     drawn = {"split": str(folder / "split.csv"), "labels_per_class": None, "label_fraction": None, "labels_total": None, "holdout": None}
     drawn |= {"sampling": "balanced"}
-    parts = assemble(dataclasses.replace(config, data=dataclasses.replace(config.data, **drawn)), restored=True)
+    parts = assemble(dataclasses.replace(config, data=dataclasses.replace(config.data, **drawn)), restored=True, quiet=quiet)
     parts.config = config
     run = Run(parts, folder, quiet=quiet, resume=True)
     state.restore(run)

@@ -82,8 +82,7 @@ def build(
         made = user.make_module(encoder, config, size, report)
     else:
         made = _family(config.name).make(config, classes, size, report)
-        if ":" in config.name:
-            _set_momentum(made.encoder, config)
+    _set_momentum(made.encoder, config.batchnorm_momentum)
     tuned = tune(made.encoder, config, name=config.name)
     if config.head == "cosine":
         head: nn.Module = CosineHead(tuned.num_features, len(classes), config.head_scale)
@@ -117,10 +116,8 @@ def _family(name: str) -> ModuleType:
     return importlib.import_module(kind, __package__)
 
 
-def _set_momentum(encoder: nn.Module, config: Any) -> None:
-    """Batch-norm layers of others keep their authors' momentum unless another one than the option's default is asked for."""
-    if config.batchnorm_momentum == type(config)().batchnorm_momentum:
-        return
-    for layer in encoder.modules():
+def _set_momentum(encoder: nn.Module, momentum: float | None) -> None:
+    """Batch-norm layers keep their authors' momentum unless another one is asked for."""
+    for layer in encoder.modules() if momentum is not None else ():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.momentum = config.batchnorm_momentum
+            layer.momentum = momentum

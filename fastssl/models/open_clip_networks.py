@@ -81,10 +81,9 @@ def make(config: Any, classes: tuple[str, ...], size: int | None, report: Report
     if text and config.weights == "random":
         raise ConfigError("model.head_init=text needs a trained text tower, and --weights random has none; use random")
     if config.weights is None and tag is None:
-        tags = weights.shown(_open_clip().list_pretrained_tags_by_model(arch)) or "it has none"
-        raise ConfigError(
-            f"{config.name} does not say which weights: name one as {config.name}/TAG ({tags}), or give --weights random or a file"
-        )
+        tags = weights.shown(_open_clip().list_pretrained_tags_by_model(arch))
+        named = f"name one as {config.name}/TAG ({tags}), or " if tags else ""
+        raise ConfigError(f"{config.name} does not say which weights: {named}give --weights random or --weights FILE.safetensors")
     path = _hub_file(config.name, arch, tag, report) if config.weights is None else config.weights
     model = _clip(config, whole=text)
     if path != "random":
@@ -116,11 +115,39 @@ def _text_rows(model: nn.Module, arch: str, path: Any, name: str, classes: tuple
 
 def _encoder(config: Any, model: nn.Module) -> OpenClipEncoder:
     """The image tower of a network whose weights are in place, for images of `model.img_size`."""
-    visual = model.visual
+    _resize(config, model.visual)
+    return OpenClipEncoder(model.visual, _open_clip().get_model_config(_parse(config.name)[0])["embed_dim"])
+
+
+def _resize(config: Any, visual: nn.Module) -> None:
+    """timm's towers are built for their own size, and resample what they have learned."""
     if config.img_size is not None and hasattr(visual, "trunk"):
-        # timm's towers are built for their own size, and resample what they have learned.
         visual.set_input_size(config.img_size)
-    return OpenClipEncoder(visual, _open_clip().get_model_config(_parse(config.name)[0])["embed_dim"])
+
+
+def plain(config: Any) -> tuple[nn.Module, tuple[str, ...], dict[str, Any]]:
+    """open_clip's own image tower of a ModelConfig, random, as `models.plain` wants it.
+
+    Returns:
+        The tower, Python that makes it, and the attributes that make it answer with our features once its weights are loaded.
+    """
+    open_clip = _open_clip()
+    arch, tag = _parse(config.name)
+    cfg = open_clip.get_model_config(arch)
+    visual = _clip(config).visual
+    _resize(config, visual)
+    options: dict[str, Any] = {"pretrained_text": False} if "hf_model_name" in cfg["text_cfg"] else {}
+    if config.img_size:
+        options["force_image_size"] = config.img_size
+    if config.patch_size:
+        options["vision_cfg"] = {**cfg["vision_cfg"], "patch_size": config.patch_size}
+        options["vision_cfg"] |= {"image_size": config.img_size} if config.img_size else {}
+    if tag and open_clip.get_pretrained_cfg(arch, tag).get("quick_gelu", False) != cfg.get("quick_gelu", False):
+        options["quick_gelu"] = not cfg.get("quick_gelu", False)
+    given = "".join(f", {key}={value!r}" for key, value in options.items())
+    after = {"proj": None} if isinstance(getattr(visual, "proj", None), Tensor) and hasattr(visual, "_pool") else {}
+    after |= {"output_tokens": False} if getattr(visual, "output_tokens", False) else {}
+    return visual, ("import open_clip", "", f'model = open_clip.create_model("{arch}"{given}).visual'), after
 
 
 def _clip(config: Any, whole: bool = False) -> nn.Module:
@@ -132,7 +159,9 @@ def _clip(config: Any, whole: bool = False) -> nn.Module:
     own = not vision.get("timm_model_name")
     if config.patch_size is not None and (not own or isinstance(vision.get("layers"), list)):
         raise ConfigError(f"{config.name} takes no model.patch_size, as its tower is no vision transformer of open_clip; leave it out")
-    vision |= {"timm_model_pretrained": False} if not own else {}
+    if config.drop_path and own:
+        raise ConfigError(f"model.drop_path goes with networks of timm, and the tower of {config.name} drops no paths; leave it out")
+    vision |= {"timm_model_pretrained": False, "timm_drop_path": config.drop_path or None} if not own else {}
     vision |= {"image_size": config.img_size} if own and config.img_size else {}
     vision |= {"patch_size": config.patch_size} if config.patch_size else {}
     if tag:

@@ -24,6 +24,8 @@ def describe(config: Any, size: int | None) -> InputSpec:
     for option in ("img_size", "patch_size"):
         if getattr(config, option) is not None:
             raise ConfigError(f"model.{option} goes with vision transformers of timm and open_clip, and {name} takes none; leave it out")
+    if config.drop_path:
+        raise ConfigError(f"model.drop_path goes with networks of timm, and {name} drops no paths; leave it out")
     if name != "glyph_clip":
         return InputSpec(size)
     from .glyph_clip import IMAGE_SIZE, MEAN, STD
@@ -37,7 +39,7 @@ def make(config: Any, classes: tuple[str, ...], size: int | None, report: Report
     """The encoder of one of NAMES (see `models.build`)."""
     describe(config, None)
     if config.name == "glyph_clip":
-        return _glyph_clip(config, classes)
+        return _glyph_clip(config, classes, report)
     if config.head_init == "text":
         raise ConfigError(f"model.head_init=text needs a text tower, and {config.name} has none; use random")
     encoder = _residual(config)
@@ -46,10 +48,23 @@ def make(config: Any, classes: tuple[str, ...], size: int | None, report: Report
     return Made(encoder)
 
 
-def _glyph_clip(config: Any, classes: tuple[str, ...]) -> Made:
+def code(name: str) -> tuple[str, ...]:
+    """Python that makes the encoder of one of NAMES as `model`."""
+    if name == "glyph_clip":
+        return ("from fastssl.models.glyph_clip import GlyphCLIP", "", "model = GlyphCLIP().vision")
+    if name in WIDE:
+        return ("from fastssl.models.wrn import WideResNet", "", f"model = WideResNet{WIDE[name]}")
+    return ("from fastssl.models.preact import PreActResNet", "", "model = PreActResNet()")
+
+
+def _glyph_clip(config: Any, classes: tuple[str, ...], report: Report) -> Made:
     from .glyph_clip import load
 
-    clip = load(config.weights)
+    if config.weights not in (None, "random") and not any(key.startswith("vision.") for key in weights.read(config.weights)):
+        clip = load()  # the file holds an image tower alone, as an export does: the text tower is the package's
+        weights.load(clip.vision, config.weights, config.name, report)
+    else:
+        clip = load(config.weights)
     if config.head_init != "text":
         return Made(clip.vision)
     if config.weights == "random":
@@ -62,10 +77,10 @@ def _residual(config: Any) -> nn.Module:
         from .wrn import WideResNet
 
         depth, width = WIDE[config.name]
-        return WideResNet(depth, width, momentum=config.batchnorm_momentum)
+        return WideResNet(depth, width)
     from .preact import PreActResNet
 
-    return PreActResNet(momentum=config.batchnorm_momentum)
+    return PreActResNet()
 
 
 def _unknown(name: str) -> str:

@@ -100,17 +100,41 @@ def _create(config: Any, **options: Any) -> nn.Module:
     """timm's network without a classifier, random unless the options say otherwise.
 
     Raises:
-        ConfigError: img_size or patch_size given to a network that takes none.
+        ConfigError: img_size, patch_size or drop_path given to a network that takes none.
     """
-    sizes = {key: getattr(config, key) for key in ("img_size", "patch_size") if getattr(config, key) is not None}
+    given = {key: value for key, value in built_with(config).items() if value is not None}
+    given |= {"drop_path_rate": config.drop_path} if config.drop_path else {}
     try:
-        return _timm().create_model(_name(config.name), num_classes=0, **sizes, **options)
+        return _timm().create_model(_name(config.name), **{"num_classes": 0, **given, **options})
     except TypeError as error:
-        for key in sizes:
+        for key in given:
             if f"'{key}'" in str(error):
                 hint = "data.size alone sets the side of its images" if key == "img_size" else "leave it out"
-                raise ConfigError(f"{config.name} takes no model.{key}; {hint}") from None
+                raise ConfigError(f"{config.name} takes no model.{key.removesuffix('_rate')}; {hint}") from None
         raise
+
+
+def plain(config: Any, classes: int) -> tuple[nn.Module, tuple[str, ...], str | None]:
+    """timm's own network of a ModelConfig, random, as `models.plain` wants it.
+
+    Args:
+        classes: outputs of its classifier; 0 for a network that answers with pooled features.
+
+    Returns:
+        The network, Python that makes it, and the place of its classifier where that is one linear map with a bias.
+    """
+    model = _create(config, num_classes=classes)
+    options = {"num_classes": classes, **{key: value for key, value in built_with(config).items() if value is not None}}
+    given = "".join(f", {key}={value}" for key, value in options.items())
+    place = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
+    layer = dict(model.named_modules()).get(place) if isinstance(place, str) else None
+    linear = isinstance(layer, nn.Linear) and layer.bias is not None
+    return model, ("import timm", "", f'model = timm.create_model("{_name(config.name)}"{given})'), place if linear else None
+
+
+def built_with(config: Any) -> dict[str, Any]:
+    """timm's options that the shape of the network depends on; None where it keeps its own."""
+    return {key: getattr(config, key) for key in ("img_size", "patch_size")}
 
 
 def _cfg(name: str) -> Any:

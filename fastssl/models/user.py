@@ -39,6 +39,8 @@ def describe_module(about: Any, config: Any, size: int | None) -> InputSpec:
     for option in ("img_size", "patch_size"):
         if getattr(config, option) is not None:
             raise ConfigError(f"model.{option} goes with vision transformers of timm and open_clip, not with {config.name}; leave it out")
+    if config.drop_path:
+        raise ConfigError(f"model.drop_path goes with networks of timm, not with {config.name}; build it into the network itself")
     own = getattr(about, "input_size", None)
     if own is not None and (not isinstance(own, int) or own < 1):
         raise ConfigError(f"input_size of {config.name} must be a number of pixels, got {own!r}")

@@ -19,7 +19,7 @@ triton = pytest.importorskip("triton", reason="the kernels are Triton's: pip ins
 RESULTS = Path("bench/results")
 MINOR = ".".join(triton.__version__.split(".")[:2])
 # Everything for sm_90; for the other two rows of any length that start anywhere, and what takes most registers.
-ONLY = ("C 21841, bfloat16", "every option of hard targets), C 8192", "gaussian), C 8192")
+ONLY = ("augment", "C 21841, bfloat16", "every option of hard targets), C 8192", "gaussian), C 8192")
 RUNS = {"sm_90": ["--arch", "90"], "others": ["--arch", "80,100", *(flag for text in ONLY for flag in ("--only", text))]}
 ONE = "pseudo_label_loss (step), C 1000, bfloat16"
 SPOILT = f"""

@@ -116,3 +116,11 @@ def folder(tmp_path, digit_files):
         return base
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Indices of image files go to a folder of the test's own, not to the user's cache."""
+    place = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("FASTSSL_CACHE", str(place))
+    return place

@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 
 from fastssl.pipelines import image_ops
 from fastssl.pipelines.policies import GEOMETRIC, LEVELS, OPS, POLICIES, Sampler, continuous_range, level_value
-from fastssl.pipelines.views import Augmenter, cut_out, operate
+from fastssl.pipelines.strong_ops import cut_out, operate
+from fastssl.pipelines.views import Augmenter
 
 SIZES = [(32, 32), (33, 31), (17, 40), (224, 224), (8, 8)]
 ENHANCE = ("brightness", "color", "contrast", "sharpness")
@@ -59,6 +60,45 @@ def test_random_real_magnitudes_equal_pillow(op, pictures, pillow):
             got = ours(op, images, value)
             for i, image in enumerate(images):
                 assert torch.equal(got[i], pillow(op, image, float(value))), f"{op} {value} image {i}"
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """[12, 3, 48, 48] uint8: parts of scikit-learn's two photographs, half of them as JPEG has left them."""
+    import io
+
+    from sklearn.datasets import load_sample_images
+
+    parts = []
+    for i in range(12):
+        photo = load_sample_images().images[i % 2]
+        part = Image.fromarray(photo[30 * i : 30 * i + 48, 45 * i : 45 * i + 48])
+        if i % 4 > 1:
+            buffer = io.BytesIO()
+            part.save(buffer, "JPEG", quality=60)
+            part = Image.open(buffer)
+        parts.append(np.asarray(part).transpose(2, 0, 1))
+    return torch.from_numpy(np.stack(parts))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_photographs_equal_pillow(op, photographs, pillow):
+    for value in discrete(op, 48):
+        got = ours(op, photographs, value)
+        assert torch.equal(got, torch.stack([pillow(op, image, value) for image in photographs])), (op, value)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (17, 40), (5, 5), (4, 9), (2, 3)])
+def test_invert_smooth_and_blur_equal_pillow(size, pictures):
+    from PIL import ImageFilter
+
+    images = pictures(*size)
+    made = (image_ops.invert(images), image_ops.smoothed(images).to(torch.uint8), image_ops.blurred(images).to(torch.uint8))
+    runs = (ImageOps.invert, lambda x: x.filter(ImageFilter.SMOOTH), lambda x: x.filter(ImageFilter.BLUR))
+    for got, run in zip(made, runs, strict=True):
+        for i, image in enumerate(images):
+            expected = np.asarray(run(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())))
+            assert np.array_equal(got[i].permute(1, 2, 0).numpy(), expected)
 
 
 def test_blend_truth_table_at_all_fixmatch_factors():
@@ -137,7 +177,7 @@ def test_enhancers_at_zero_and_one_and_the_ring_of_sharpness(pictures):
     assert not torch.equal(smooth[0], x[0])
 
 
-@pytest.mark.parametrize("name", ["fixmatch", "usb", "digits"])
+@pytest.mark.parametrize("name", ["fixmatch", "fixmatch_tf", "usb", "digits"])
 def test_chains_of_operations_and_cutout_equal_pillow(name, pictures, pillow):
     """The whole strong policy against Pillow under the same table: rounding between operations, fill pixels in later histograms."""
     from PIL import ImageDraw

@@ -11,7 +11,7 @@ from scipy import stats
 
 from fastssl.pipelines import keyed
 from fastssl.pipelines.errors import ConfigError
-from fastssl.pipelines.policies import GEOMETRIC, OPS, POLICIES, Policy, Sampler, level_value, policy
+from fastssl.pipelines.policies import GEOMETRIC, OPS, POLICIES, Policy, Sampler, google_value, level_value, policy
 
 SIGNIFICANT = 1e-4
 
@@ -55,6 +55,46 @@ def test_fixmatch_magnitudes_are_the_published_table():
     assert [level_value("translate_y", v, 224, 0.3) for v in range(1, 10)] == [6, 13, 20, 26, 33, 40, 47, 53, 60]
     assert table["brightness"] == pytest.approx([0.09 * v + 0.05 for v in range(1, 10)])
     assert table["shear_y"] == pytest.approx([0.03 * v for v in range(1, 10)])
+
+
+def test_the_original_codes_magnitudes():
+    table = {op: [google_value(op, v, 224, 0.3) for v in range(1, 10)] for op in OPS}
+    assert table["posterize"] == [4, 4, 3, 3, 2, 2, 2, 1, 1]
+    assert table["color"] == pytest.approx([0.18 * v + 0.1 for v in range(1, 10)])
+    assert table["translate_x"] == list(range(1, 10)), "pixels, whatever the side"
+    for op in ("solarize", "rotate", "shear_x", "equalize"):
+        assert table[op] == [level_value(op, v, 224, 0.3) for v in range(1, 10)]
+    ours, port = tables(POLICIES["fixmatch_tf"], 50_000), tables(POLICIES["fixmatch"], 50_000)
+    assert torch.equal(ours.op, port.op) and torch.equal(ours.box, port.box), "one draw, two tables of magnitudes"
+    contrast = ours.value[ours.op == OPS.index("contrast")]
+    assert contrast.max() == pytest.approx(1.72) and contrast.min() == pytest.approx(0.28)
+    moved = ours.value[ours.op == OPS.index("translate_y")]
+    assert sorted(moved.unique().tolist()) == [float(v) for v in range(-9, 10) if v]
+
+
+def test_usb_medium_draws_one():
+    drawn = tables(POLICIES["usb_medium"], 50_000)
+    assert drawn.op.shape == (50_000, 1) and p_value(torch.bincount(drawn.op[:, 0], minlength=14)) > SIGNIFICANT
+
+
+def test_signs_are_fair_and_independent_of_level_and_slot():
+    drawn = tables(dataclasses.replace(POLICIES["fixmatch"], p=1.0, ops=("rotate", "shear_y")), 200_000)
+    level = torch.where(drawn.op == OPS.index("rotate"), drawn.value.abs() / 3, drawn.value.abs() / 0.03).round().long() - 1
+    sign = (drawn.value > 0).long()
+    for table in ((sign[:, 0] * 2 + sign[:, 1], 4), (level[:, 0] * 2 + sign[:, 0], 18), (level[:, 0] * 9 + level[:, 1], 81)):
+        assert p_value(torch.bincount(table[0], minlength=table[1])) > SIGNIFICANT
+
+
+def test_cutout_centres_are_uniform():
+    """Away from the upper left border the clipped corner is the centre less half a side."""
+    left, _, top, _ = tables(POLICIES["fixmatch"], 200_000).box.unbind(1)
+    for corner in (left, top):
+        counts = torch.bincount(corner, minlength=24)
+        # Centres from 0 to 8 all have their corner at 0, and that at 8 to 9 too.
+        assert p_value(counts, np.array([9, *[1] * 23]) * len(corner) / 32) > SIGNIFICANT
+    inside = (left > 0) & (top > 0)
+    pairs = torch.bincount((left * 24 + top)[inside], minlength=576).view(24, 24)[1:, 1:]
+    assert p_value(pairs.flatten()) > SIGNIFICANT
 
 
 def test_usb_magnitudes_are_continuous_over_their_ranges():

@@ -85,3 +85,10 @@ def test_kernels_that_cannot_serve_are_advice(capsys: pytest.CaptureFixture[str]
     monkeypatch.setenv("FASTSSL_KERNELS", "reference")
     text = told(capsys)
     assert "plain torch (fastssl.kernels.reference)" in text and "refuse" not in text
+
+
+def test_pipelines_are_told_with_the_mend(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastssl.pipelines.choice.dali_version", lambda: None)
+    assert "resident alone; sets larger than memory need DALI: pip install nvidia-dali-cuda120" in told(capsys)
+    monkeypatch.setattr("fastssl.pipelines.choice.dali_version", lambda: "2.4.0")
+    assert "resident, and dali (2.4.0, decoding JPEGs on the" in told(capsys)

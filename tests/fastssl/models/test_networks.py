@@ -101,12 +101,27 @@ def test_linear_tuning_leaves_batchnorm_statistics_alone():
     assert {n for n, p in network.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
 
 
-def test_batchnorm_of_others_keeps_its_momentum_unless_another_is_asked_for():
-    def momenta(**options):
-        encoder = build(ModelConfig(name="timm:resnet18", weights="random", **options), ("a", "b")).encoder
-        return {m.momentum for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+# FixMatch's 0.001; DivideMix's code and timm's ResNets have torch's 0.1.
+OWN = {"wrn-28-2": 0.001, "wrn-37-2": 0.001, "preact-resnet-18": 0.1, "timm:resnet18": 0.1}
 
-    assert momenta() == {0.1} and momenta(batchnorm_momentum=0.02) == {0.02}
+
+@pytest.mark.parametrize("name", OWN)
+def test_batchnorm_keeps_the_networks_own_momentum_unless_another_is_asked_for(name):
+    def momenta(**options):
+        encoder = build(ModelConfig(name=name, weights="random", **options), ("a", "b")).encoder
+        return {m.momentum for m in encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
+
+    assert momenta() == {OWN[name]}
+    for value in (0.02, 0.001):
+        assert momenta(batchnorm_momentum=value) == {value}
+
+
+def test_batchnorm_of_a_module_that_is_handed_over_keeps_its_momentum_too():
+    for asked, expected in ((None, 0.3), (0.02, 0.02)):
+        module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4, momentum=0.3), torch.nn.AdaptiveAvgPool2d(1))
+        module.append(torch.nn.Flatten())
+        build(ModelConfig(batchnorm_momentum=asked), ("a", "b"), encoder=module)
+        assert module[1].momentum == expected
 
 
 @pytest.mark.parametrize(
