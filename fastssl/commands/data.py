@@ -7,10 +7,12 @@ import io
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..pipelines.errors import ConfigError, unknown
-from ..pipelines.source import Source
+
+if TYPE_CHECKING:
+    from ..pipelines.source import Source  # wakes torch, which `fastssl --help` must not
 
 ACTIONS = ("preview", "check")
 _CELL = 72  # pixels that a view takes on the sheet at least
