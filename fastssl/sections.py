@@ -162,6 +162,7 @@ class TrainConfig:
         "on the CPU, and one mode down with a warning where one does not work)",
         choices=("auto", "eager", "compile", "graph"),
     )
+    profile: bool = option(False, "measure where a step's time goes before training, and write profile/trace.json and profile/table.txt")
     weak_pass: str = option("auto", "forward of the views that need no gradient", choices=("auto", "joint", "separate"))
     seed: int = option(0, "seed of split, initial weights, order of samples and views", least=0, most=2**63 - 1)
     report_every: int = option(20, "steps between reports", least=1)

@@ -18,11 +18,20 @@ from ..pipelines.set_facts import default_root
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="machine-readable output: one JSON object")
+    parser.add_argument("--model", help="foresee the memory of training this network")
+    parser.add_argument("--batch", type=int, metavar="B", help="labelled images a step of that run; the method's own if left out")
+    parser.add_argument("--method", help="its method; finessl if left out")
+    parser.add_argument("--amp", help="its mixed precision: off, bf16 or fp16")
+    parser.add_argument("--size", type=int, metavar="S", help="side of its images in pixels; the network's own, else 32")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the report, as one JSON object where `args.json` is set. 0, or 4 where a package that every run needs is missing."""
     report = examine()
+    if any(getattr(args, name, None) is not None for name in ("model", "batch", "method", "amp", "size")):
+        from .foresight import foreseen
+
+        report["run"] = foreseen(args)
     if args.json:
         print(json.dumps(report))
     else:
@@ -191,6 +200,7 @@ def render(report: dict[str, Any]) -> list[str]:
     lines.append(f"  {'disk':<20} {_gib(report['disk']['free'])} free at {report['disk']['path']}")
     lines += ["", "caches", *(f"  {name:<20} {path}" for name, path in report["caches"].items())]
     lines += ["", "what a run uses here", *(f"  {name:<20} {what}" for name, what in report["serves"].items())]
+    lines += ["", "the run asked about", *(f"  {what}" for what in report["run"]["said"])] if "run" in report else []
     lines += ["", *(f"! {sentence}" for sentence in report["advice"])] if report["advice"] else []
     return lines
 

@@ -15,6 +15,7 @@ def describe(parts: Any, as_json: bool, *, quiet: bool = False) -> int:
 
     from ..engine.assemble import trained_parameters
     from ..engine.estimate import TIMED, WARM, estimate
+    from ..engine.memory import told
     from ..engine.report import clock, tell
 
     split, train = parts.split, parts.config.train
@@ -38,5 +39,6 @@ def describe(parts: Any, as_json: bool, *, quiet: bool = False) -> int:
         f"# estimate: {clock(measured.seconds)} for {train.stop_at or train.steps:,} steps, evaluation and saving left out "
         f"(median of {measured.steps_measured} measured steps: {measured.seconds_per_step:.4g} s{first})"
     )
-    print(f"# estimate: {measured.memory_bytes / 2**30:.2f} GiB {MEMORY[measured.memory]}")
+    foreseen = "" if measured.foreseen_bytes is None else f", with evaluation and all stages about {told(measured.foreseen_bytes)}"
+    print(f"# estimate: {told(measured.memory_bytes)} {MEMORY[measured.memory]} in these steps{foreseen}")
     return 0

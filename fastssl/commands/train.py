@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for flag, key in FLAGS.items():
         parser.add_argument(flag, dest=key, metavar=flag[2:].upper().replace("-", "_"), help=fields[key].replace("%", "%%"))
     parser.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=None, help=fields["train.deterministic"])
+    parser.add_argument("--profile", action=argparse.BooleanOptionalAction, default=None, help=fields["train.profile"])
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="any other option; may be repeated")
     parser.add_argument(
         "--preset", metavar="NAME", help="published setting by name (fastssl presets lists them); file and flags go over it"
@@ -152,8 +153,9 @@ def without_selectors(layer: dict[str, Any]) -> dict[str, Any]:
 def flags(args: argparse.Namespace) -> dict[str, Any]:
     """Dotted keys given on the command line; --set and a flag may not contradict each other."""
     given = {key: getattr(args, key) for key in FLAGS.values() if getattr(args, key) is not None}
-    if args.deterministic is not None:
-        given["train.deterministic"] = args.deterministic
+    for name in ("deterministic", "profile"):
+        if getattr(args, name) is not None:
+            given[f"train.{name}"] = getattr(args, name)
     if args.method is not None:
         given["method.name"] = args.method
     for key, value in parse_set(args.set).items():
@@ -199,6 +201,7 @@ def resumed(args: argparse.Namespace) -> Any:
     soft = {
         "data.root",
         "data.workers",
+        "train.profile",
         "train.stop_at",
         "train.report_every",
         "train.eval_every",
@@ -210,8 +213,9 @@ def resumed(args: argparse.Namespace) -> Any:
     hard = [f"{k}: {own[k]} -> {fresh[k]}" for k in own if own[k] != fresh[k] and k not in soft]
     if hard:
         raise ConfigError(f"a resumed run keeps its configuration, and {', '.join(hard)} would change it; train anew with another --out")
-    if "train.stop_at" not in given:
-        changed = resolve(config.method_name, type(config.method), [("config.yaml", fresh | {"train.stop_at": None})])
+    # Asked of one stretch of a run, not of the run.
+    once = {key: value for key, value in (("train.stop_at", None), ("train.profile", False)) if key not in given}
+    changed = resolve(config.method_name, type(config.method), [("config.yaml", fresh | once)])
     changed = dataclasses.replace(changed, data=whole_paths(changed.data))
     places.fetch(args, changed.data)
     from ..engine import checkpoint

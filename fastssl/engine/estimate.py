@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ..config import TrainConfig
+from . import memory
 from .assemble import Parts
 from .run import Run
 
@@ -26,50 +25,45 @@ class Estimate:
 
     seconds_per_step: float  # median
     seconds: float  # of all steps
-    memory_bytes: int  # peak: allocated on the CUDA device, or resident in this process
+    memory_bytes: int  # measured peak: allocated on the CUDA device, or resident in this process
     memory: str  # "cuda" or "resident"
     steps_measured: int
     stages: int  # of the run; the first one was measured
+    foreseen_bytes: int | None  # peak of the most demanding stage and of evaluation, not measured; None where it cannot be foreseen
 
 
 def estimate(parts: Parts) -> Estimate:
     """Takes `WARM` and then `TIMED` steps of the run that `parts` would make. `parts` are of no use afterwards: they have been trained.
 
     Raises:
-        torch.OutOfMemoryError, MemoryError: the run would not fit.
+        ResourceError: the run would not fit into memory.
     """
     device, train = parts.device, parts.config.train
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     with _as_trained(train):
         run = Run(parts, None, quiet=True)
+        run.memory = memory.begin(run)
         run.method.train()
+        run.prepare()
         times = []
         for step in range(WARM + TIMED):
             _wait(device)
             begin = time.perf_counter()
-            run.step()
-            _wait(device)
+            with memory.guarded(run, "training"):
+                run.step()
+                _wait(device)
             if step >= WARM:
                 times.append(time.perf_counter() - begin)
     median = statistics.median(times)
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident()
-    stages = 1
-    while parts.method.stage(stages, train.steps) is not None:
-        stages += 1
+    size, kind = memory.peak(device)
+    stages = sum(1 for _ in memory.stages(parts.method, train.steps))
     end = train.steps if train.stop_at is None else min(train.stop_at, train.steps)
-    return Estimate(median, median * end, memory, "cuda" if device.type == "cuda" else "resident", TIMED, stages)
+    foreseen = run.memory.peak if run.memory is not None else None
+    return Estimate(median, median * end, size, kind, TIMED, stages, foreseen)
 
 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _resident() -> int:
-    """Peak resident memory of this process in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 @contextmanager

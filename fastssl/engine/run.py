@@ -17,7 +17,7 @@ from ..environment import compiler, mend_build_tools
 from ..methods.base import Stage
 from ..pipelines.errors import DivergedError, FastsslError, Preempted
 from ..schedules import Clock
-from . import checkpoint, directory, modes, state
+from . import checkpoint, directory, memory, modes, profile, state
 from .assemble import Parts, assemble
 from .report import Reporter
 from .step import AMP_TYPES, Step
@@ -87,6 +87,7 @@ class Run:
         if self.done == 0:
             torch.manual_seed(train.seed)  # dropout and the like; a resumed run has its checkpoint's own state
             self._announce()
+        self.memory = memory.begin(self)
         # Python lets the main thread alone take signals; elsewhere (a notebook's worker) the caller's own handling stays.
         taken = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
         handlers = {number: signal.signal(number, self._on_signal) for number in taken}
@@ -135,7 +136,9 @@ class Run:
     def prepare(self) -> None:
         """Compiles or captures the stage's step, once, before its first call; the time is not training time."""
         if not self.step.mode:
-            self.reporter.say(modes.prepare(self.step, self.config.train.step_mode, self.reporter.warn))
+            with memory.guarded(self, "preparing"):
+                self.reporter.say(modes.prepare(self.step, self.config.train.step_mode, self.reporter.warn))
+                profile.when_asked(self)
 
     def _announce(self) -> None:
         c, split = self.config, self.parts.split
@@ -179,7 +182,8 @@ class Run:
                 self.set_up(stage)
             self.prepare()
             begin = time.perf_counter()
-            self.step()
+            with memory.guarded(self, "training"):
+                self.step()
             self.seconds += time.perf_counter() - begin
             self.done += 1
             if self.done % train.report_every == 0 or self.done == self.total:
@@ -228,7 +232,8 @@ class Run:
             if network is None:
                 judged.append(None)
                 continue
-            logits, label, _ = logits_of(network, self.pipeline, "test", amp=amp)
+            with memory.guarded(self, "evaluating"):
+                logits, label, _ = logits_of(network, self.pipeline, "test", amp=amp)
             judged.append(judge(logits, label, classes))
         return judged[0], judged[1]
 
@@ -267,6 +272,7 @@ class Run:
             **{k: self.last.get(k) for k in ("kept", "pseudo_accuracy", "pseudo_accuracy_all")},
             "to_90_percent": reached(self.curve),
             "skipped": round(self.skipped),
+            "peak_memory_bytes": memory.end(self),
             "split_hash": self.parts.split.hash,
         }
 

@@ -6,6 +6,8 @@ averaged networks move by a factor that is then zero. The host is told later, by
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -27,9 +29,14 @@ class Update:
         config: optimiser, learning rate, decay, clipping.
         scaled: scale the loss dynamically, as fp16 needs.
 
+    Attributes:
+        watch: called with "backward" after each backward pass and with "update" after a whole update, by who measures them.
+
     Raises:
         ConfigError: layer-wise learning rates asked of a network whose layers have no known order.
     """
+
+    watch: Callable[[str], None] | None = None
 
     def __init__(self, method: Method, stage: Stage, config: TrainConfig, *, scaled: bool = False):
         self.method = method
@@ -78,6 +85,8 @@ class Update:
                     p.grad = None
             share = loss if self.turns == 1 else loss / self.turns
             (share if self.scale is None else share * self.scale).backward()
+            if self.watch is not None:
+                self.watch("backward")
             self.losses_ok.logical_and_(torch.isfinite(loss.detach()))
             self.turn = (self.turn + 1) % self.turns
             if self.turn:
@@ -104,6 +113,8 @@ class Update:
                 torch._foreach_add_(average, step)
                 for target, value in buffers:
                     target.copy_(value)
+            if self.watch is not None:
+                self.watch("update")
 
     def state_dict(self) -> dict[str, object]:
         state = {str(i): {k: v for k, v in self.optimizer.state[p].items() if isinstance(v, Tensor)} for i, p in enumerate(self.parameters)}
