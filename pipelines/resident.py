@@ -21,6 +21,7 @@ from .errors import CheckpointError, ConfigError, DataError, unknown
 from .order import visited
 from .policies import policy as policy_named
 from .resident_fused import VIEWS, Fused, in_place, layout, serves_views
+from .reused import Reused
 from .source import Source
 from .views import Augmenter, normalised, recipe
 
@@ -123,6 +124,7 @@ class ResidentPipeline:
         self._label = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self._weight = torch.zeros(rows, dtype=torch.float32, device=self.device)
         self.use(split)
+        self._memory = Reused()
         names = (*views.labelled, *views.unlabelled)
         self._fused: Fused | None = None
         if names and serves_views(names, self.augmenter.policy, self.device):
@@ -204,8 +206,8 @@ class ResidentPipeline:
         base = [keyed.key(self.seed, _VIEW, stream, number) for number in range(len(names))]
         return [_Request(name, rows, keyed.joined(base[number], rows, visit)) for number, name in enumerate(names)]
 
-    def _made(self, requests: list[_Request]) -> list[Tensor]:
-        """Makes all views of a batch together, in one buffer."""
+    def _made(self, requests: list[_Request], memory: Reused | None = None) -> list[Tensor]:
+        """Makes all views of a batch together, in one buffer, which lies in `memory` where one is given."""
         if not requests:
             return []
         order, sizes, plain, weak = layout(tuple(r.view for r in requests), [len(r.rows) for r in requests])
@@ -215,7 +217,11 @@ class ResidentPipeline:
             made = self._fused.kernel(self.images, rows, keys, plain=plain, weak=weak)
         else:
             x = self.augmenter.views(self.images.index_select(0, rows), keys, [requests[i].view for i in order], sizes)
-            made = normalised(x, self.scale, self.offset).to(self.dtype, memory_format=self.format)
+            out = None
+            if memory is not None and not x.is_cuda and self.dtype == torch.float32:
+                out = memory.take(x.numel())
+                out = out.view(x.shape) if self.format == torch.contiguous_format else out.view(len(x), *x.shape[2:], 3).permute(0, 3, 1, 2)
+            made = normalised(x, self.scale, self.offset, out).to(self.dtype, memory_format=self.format)
         return list(in_place(made.split(sizes), order))
 
     def draw(self) -> Batch:
@@ -231,7 +237,7 @@ class ResidentPipeline:
             requests += self._requests(self.views.unlabelled, _UNLABELLED, unlabelled, visit)
         else:
             unlabelled = index[:0]
-        made = self._made(requests)
+        made = self._made(requests, self._memory)
         self.step.add_(1)
         first = len(self.views.labelled)
         return Batch(
