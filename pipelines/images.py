@@ -252,8 +252,11 @@ def decode_each(
     content = np.zeros(count, np.uint64)
     bad: dict[int, str] = {}
 
+    workers = threads(workers)
+    block = min(_BLOCK, -(-count // (4 * workers))) or 1  # few files are shared out too
+
     def work(start: int) -> None:
-        for i in range(start, min(start + _BLOCK, count)):
+        for i in range(start, min(start + block, count)):
             try:
                 data = read(i)
                 images[i] = decode(data, size, interpolation)
@@ -261,10 +264,10 @@ def decode_each(
             except BadImage as error:
                 bad[i] = str(error)
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads(workers)) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
         # Pillow warns of odd metadata and of large images; what cannot be used is in `bad`, with its reason.
         warnings.simplefilter("ignore")
-        for number, _ in enumerate(pool.map(work, range(0, count, _BLOCK)), 1):
+        for number, _ in enumerate(pool.map(work, range(0, count, block)), 1):
             if progress is not None:
-                progress(min(number * _BLOCK, count), count)
+                progress(min(number * block, count), count)
     return images, content, dict(sorted(bad.items()))
