@@ -83,7 +83,7 @@ def boxes(keys: Tensor, side: int, area: tuple[float, float] = (0.08, 1.0), aspe
     top, left = (keyed.below(words[..., k], (side - edge).clamp(min=0) + 1) for k, edge in ((2, height), (3, width)))
     found = torch.stack([top, left, height, width], 2)
     chosen = found.gather(1, fits.to(torch.uint8).argmax(1)[:, None, None].expand(-1, 1, 4))[:, 0]
-    whole = torch.tensor([0, 0, side, side], device=keys.device)
+    whole = (torch.arange(4, device=keys.device) >= 2) * side  # 0, 0, side, side: a list would be copied from the host
     return torch.where(fits.any(1, keepdim=True), chosen, whole)
 
 
