@@ -1,0 +1,103 @@
+"""Every method's step, traced on a CUDA device that is not there: no value is asked for by the host, none is copied from it.
+
+Either would break a capture. The backward pass is left out, as autograd itself asks for the device's streams: the gradients are made up.
+So are torch's fused optimisers, which have no form without values. Forward passes, loss, clipping, LARS, averages, memory and sums are
+all there, in fp32, bf16 and fp16.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastssl.config import TrainConfig
+from fastssl.engine.step import Step
+from fastssl.engine.update import Update
+from fastssl.methods import METHODS
+from fastssl.schedules import Clock
+
+
+class NothingFromTheHost(TorchDispatchMode):
+    """Fails at a copy from the host's memory to a device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source = args[0] if func is torch.ops.aten._to_copy.default else args[1]
+            assert not (out.device.type == "cuda" and source.device.type == "cpu"), f"copied from the host: {func} {tuple(out.shape)}"
+        return out
+
+
+class Drawn:
+    """A pipeline of one batch."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def draw(self):
+        return self.batch
+
+
+def moved_to_cuda(module: torch.nn.Module) -> None:
+    """`Module.to` for a device that is not there, which cannot swap tensors."""
+    for part in module.modules():
+        for name, parameter in list(part._parameters.items()):
+            if parameter is not None:
+                part._parameters[name] = torch.nn.Parameter(torch.empty_like(parameter, device="cuda"), parameter.requires_grad)
+        for name, buffer in list(part._buffers.items()):
+            if buffer is not None:
+                part._buffers[name] = torch.empty_like(buffer, device="cuda")
+
+
+@pytest.fixture
+def on_cuda(toy, monkeypatch):
+    """Builds a step, and from then on what is on CUDA has shapes and no values."""
+    monkeypatch.setenv("FASTSSL_KERNELS", "reference")  # a kernel cannot be launched without a device
+
+    with ExitStack() as stack:
+
+        def build(name: str, **train) -> Step:
+            method = toy.method(name)
+            method = type(method)(method.config, method.network, toy.spec(), unlabelled_batch=method.unlabelled_batch, ema=0.9)
+            method = method.float().train()
+            config = TrainConfig(lr=0.1, clip=1.0, **train)
+            batch = toy.batch(method.views_of(method.config))
+            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            moved_to_cuda(method)
+            moved = lambda t: torch.empty_like(t, device="cuda", dtype=torch.float32 if t.is_floating_point() else t.dtype)  # noqa: E731
+            batch = type(batch)(*(tuple(map(moved, field)) if isinstance(field, tuple) else moved(field) for field in batch))
+            update = Update(method, method.stage(0, 100), config, scaled=config.amp == "fp16")
+
+            def filled(loss: torch.Tensor, *args: object) -> None:
+                assert loss.requires_grad and loss.device.type == "cuda"
+                for parameter in update.parameters:
+                    parameter.grad = torch.ones_like(parameter)
+
+            monkeypatch.setattr(torch.Tensor, "backward", filled)
+            if config.optimizer != "lars":
+                monkeypatch.setattr(update.optimizer, "step", lambda: None)
+            return Step(method, Drawn(batch), update, Clock(100, 0, device="cuda"), config)
+
+        yield build
+
+
+@pytest.mark.parametrize("amp, optimizer", [("off", "lars"), ("off", "adamw"), ("bf16", "sgd"), ("fp16", "lars")])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_needs_nothing_of_the_host(on_cuda, name, amp, optimizer):
+    step = on_cuda(name, amp=amp, optimizer=optimizer)
+    step.body()  # makes the optimiser's state and the sums, as the trial steps before a capture do
+    with NothingFromTheHost():
+        step.body()
+    assert {total.device.type for total in step.sums.values()} == {"cuda"}
+
+
+def test_the_trace_notices_what_a_capture_forbids(on_cuda):
+    step = on_cuda("fixmatch")
+    with pytest.raises(DataDependentOutputException):
+        step.streak.item()
+    with pytest.raises(AssertionError, match="copied from the host"), NothingFromTheHost():
+        torch.tensor([1.0, 2.0], device="cuda") + step.streak
