@@ -26,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import sys
 
+    import torch
+
     from ..config import DataConfig
+    from ..engine.assemble import room
     from ..engine.inference import load_trained, logits_for
     from ..engine.sweep import judge
     from ..pipelines import sources, splits
@@ -49,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     for text in trained.complaints:
         print(f"warning: {text}", file=sys.stderr)
     # Small images stay small until their turn comes, as in training.
-    source = sources.configured(data, size=trained.size, enlarge=False)
+    source = sources.configured(data, size=trained.size, enlarge=False, room=room(torch.device("cpu")))
     if args.data:
         strange = sorted(set(source.classes) - set(trained.classes))
         if strange:
@@ -69,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
         label = [int(source.label[i]) for i in rows]
     if not rows:
         raise DataError("there is no labelled test image; give --data with a folder of test images, a sub-folder a class")
-    import torch
 
     result: dict[str, object] = {"run_dir": str(folder), "step": trained.manifest["step"], "data": args.data or config.data.name}
     judged = {}

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,10 @@ class Reporter:
     def __init__(self, folder: Path | None, total: int, *, quiet: bool = False):
         self.folder, self.total, self.quiet = folder, total, quiet
         self.live = None
+        self.heard: logging.Handler | None = None
+        if folder is not None:  # what the rooms below tell of in mid-run, a lost file for one, belongs into the run's log
+            self.heard = _Heard(self.warn)
+            logging.getLogger("fastssl").addHandler(self.heard)
         if not quiet and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
@@ -89,9 +95,23 @@ class Reporter:
                 write_atomically(self.folder / "STATUS.json", json.dumps({"state": state, "step": step, **more}) + "\n")
 
     def close(self) -> None:
+        if self.heard is not None:
+            logging.getLogger("fastssl").removeHandler(self.heard)
+            self.heard = None
         if self.live is not None:
             self.live.stop()
             self.live = None
+
+
+class _Heard(logging.Handler):
+    """Passes warnings of the package's logger on."""
+
+    def __init__(self, warn: Callable[[str], None]):
+        super().__init__(logging.WARNING)
+        self.warn = warn
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.warn(record.getMessage())
 
 
 def tell(text: str) -> None:
