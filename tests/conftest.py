@@ -14,6 +14,7 @@ import pytest
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", WANDB_MODE="disabled")
 
 import torch  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from fastssl import environment  # noqa: E402
 from fastssl.kernels import _dispatch  # noqa: E402
@@ -71,3 +72,18 @@ def python() -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return call
+
+
+@pytest.fixture
+def nothing_from_the_host() -> type[TorchDispatchMode]:
+    """A mode that fails at a copy from the host's memory to a device: a captured graph would wait for it, and repeat it as it was."""
+
+    class NothingFromTheHost(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+                source = args[0] if func is torch.ops.aten._to_copy.default else args[1]
+                assert not (out.device.type == "cuda" and source.device.type == "cpu"), f"copied from the host: {func} {tuple(out.shape)}"
+            return out
+
+    return NothingFromTheHost
