@@ -1,8 +1,8 @@
 """Every method's step, traced on a CUDA device that is not there: no value is asked for by the host, none is copied from it.
 
 Either would break a capture. The backward pass is left out, as autograd itself asks for the device's streams: the gradients are made up.
-So are torch's fused optimisers, which have no form without values. Forward passes, loss, clipping, LARS, averages, memory and sums are
-all there, in fp32, bf16 and fp16.
+So are torch's fused optimisers, which have no form without values, and the casts of autocast, which torch turns off where there is no
+device. Forward passes, loss, scaling, clipping, LARS, averages, memory and sums are all there.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def on_cuda(toy, monkeypatch):
         yield build
 
 
-@pytest.mark.parametrize("amp, optimizer", [("off", "lars"), ("off", "adamw"), ("bf16", "sgd"), ("fp16", "lars")])
+@pytest.mark.parametrize("amp, optimizer", [("off", "lars"), ("off", "adamw"), ("fp16", "lars")])
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_needs_nothing_of_the_host(on_cuda, nothing_from_the_host, name, amp, optimizer):
     step = on_cuda(name, amp=amp, optimizer=optimizer)
