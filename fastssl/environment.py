@@ -32,6 +32,7 @@ PACKAGES: dict[str, str] = {
     "nvidia-dali-cuda120": "dali",
     "matplotlib": "report",
     "jinja2": "report",
+    "torchao": "fp8",
     "tensorboard": "track",
     "wandb": "track",
     "pytest-benchmark": "bench",

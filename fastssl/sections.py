@@ -153,6 +153,12 @@ class TrainConfig:
     clip: float = option(0.0, "largest norm of the whole gradient; 0 is off", least=0)
     ema: float = option(0.0, "decay of the averaged network; 0 keeps none", least=0, most=1)
     amp: str = option("off", "mixed precision", choices=("off", "bf16", "fp16"))
+    fp8: str = option(
+        "off",
+        "frozen linear layers of transformer blocks in float8, by torchao, beside --amp bf16: in the backward pass (backward), in both "
+        "(full), or not; before training the gradient's cosine against bf16 must be at least 0.999",
+        choices=("off", "backward", "full"),
+    )
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     deterministic: bool = option(False, "deterministic algorithms everywhere")
     tf32: bool = option(False, "TF32 in fp32 matrix products and convolutions on CUDA")

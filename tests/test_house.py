@@ -47,6 +47,7 @@ DOORS = {
     "faiss": ("fastssl.methods.bricks",),
     "matplotlib": ("fastssl.engine.report", "fastssl.models"),
     "jinja2": ("fastssl.engine.report",),
+    "torchao": ("fastssl.models.fp8",),
     "tensorboard": ("fastssl.engine.report",),
     "wandb": ("fastssl.engine.report",),
 }

@@ -16,6 +16,7 @@ from ..config import RunConfig
 from ..kernels import _dispatch
 from ..methods import find
 from ..methods.base import Method
+from ..models import fp8
 from ..pipelines import choice, sources, splits
 from ..pipelines.batch import Split, Views
 from ..pipelines.errors import ConfigError, DataError, SetupError
@@ -130,6 +131,7 @@ def assemble(
             ema=train.ema,
             weak_pass=weak_pass,
         ).to(device)
+        fp8.apply(method.network, config.model, train, device)
         layer_scales(method, train.layer_decay)  # a network without layers is refused before a run directory is made
     notes.append(f"weak pass: {weak_pass} ({'network with' if network.has_batchnorm else 'no'} batch-norm)" if views.no_grad else "")
     return Parts(config, device, source, split, pipeline, method, [n for n in notes if n], warnings)

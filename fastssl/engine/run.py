@@ -17,7 +17,7 @@ from ..environment import compiler, mend_build_tools
 from ..methods.base import Stage
 from ..pipelines.errors import DivergedError, FastsslError, Preempted
 from ..schedules import Clock
-from . import checkpoint, directory, memory, modes, profile, state
+from . import checkpoint, directory, gradient_gate, memory, modes, profile, state
 from .assemble import Parts, assemble
 from .report import Reporter
 from .step import AMP_TYPES, Step
@@ -137,6 +137,7 @@ class Run:
         """Compiles or captures the stage's step, once, before its first call; the time is not training time."""
         if not self.step.mode:
             with memory.guarded(self, "preparing"):
+                gradient_gate.when_asked(self)
                 self.reporter.say(modes.prepare(self.step, self.config.train.step_mode, self.reporter.warn))
                 profile.when_asked(self)
 

@@ -105,7 +105,8 @@ class Step:
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         for name, value in state["sums"].items():
-            self.sums[name] = value.to(self.device).clone()
+            # In place where there is one: a captured step adds to the address that it knows.
+            self.sums.setdefault(name, torch.zeros_like(value, device=self.device)).copy_(value)
         self.streak.copy_(state["streak"])
         # The worst streak starts anew with what goes on: a run that was ended by one may be given another chance.
         self.worst_streak.copy_(state["streak"])

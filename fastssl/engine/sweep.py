@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..models import fp8
 from ..pipelines.batch import Pipeline
 
 
@@ -30,7 +31,7 @@ def logits_of(
     network.eval()
     pieces: list[tuple[Tensor, Tensor, Tensor]] = []
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), fp8.plain(network):  # judged as the exported network will be
             for piece in pipeline.sweep(part, batch_size):
                 with torch.autocast(piece.inputs.device.type, dtype=amp, enabled=amp is not None, cache_enabled=False):
                     logits = network(piece.inputs).logits

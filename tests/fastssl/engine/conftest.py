@@ -4,9 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fastssl.config import TrainConfig
-from fastssl.engine.putback import written
+from fastssl.engine.capture import WARM_UPS, Captured
+from fastssl.engine.putback import put_back, written
 from fastssl.engine.step import Step
 from fastssl.engine.update import Update
 from fastssl.methods import find
@@ -21,7 +24,7 @@ IMAGE, CLASSES, ROWS, LABELLED, UNLABELLED = (3, 3, 3), 5, 40, 4, 6
 class Made:
     """A pipeline of made-up batches: batch k is a function of k alone, copied into buffers that stay where they are."""
 
-    capturable = True
+    capturable = False
 
     def __init__(self, views: Views, device: str = "cpu", dtype: torch.dtype = torch.float64):
         self.views, self.place = views, torch.zeros((), dtype=torch.int64)
@@ -51,8 +54,7 @@ class Made:
             to.copy_(value)
 
     def draw(self) -> Batch:
-        if self.options["device"] == "cpu":
-            self.fill(int(self.place))
+        self.fill(int(self.place))
         self.place += 1
         return self.batch
 
@@ -63,6 +65,55 @@ class Made:
         self.place.copy_(state["place"])
 
 
+class Tape(TorchDispatchMode):
+    """A recorder that freezes what a CUDA graph freezes, on any device: operations, addresses, and every number that Python handed over.
+
+    A replay runs the recorded operations again on the tensors that they had, and writes their results where they lay. No line of the
+    step's own code runs again. Passed to `Captured`, it stands for CudaRecorder.
+    """
+
+    def __init__(self, warm_ups: int = WARM_UPS):
+        super().__init__()
+        self.calls, self.replays, self.warm_ups = [], 0, warm_ups
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def warm_up(self, run):
+        for _ in range(self.warm_ups):
+            run()
+
+    def record(self, run):
+        with self:
+            run()
+
+    @torch.no_grad()
+    def replay(self):
+        self.replays += 1
+        for func, args, kwargs, out in self.calls:
+            again = func(*args, **kwargs)
+            for to, value in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                if isinstance(to, torch.Tensor) and to.data_ptr() != value.data_ptr():
+                    to.copy_(value)
+
+
+def eagerly(step, times=1):
+    """Steps by their own code, under a Tape that nobody replays: what is on a tape takes the same ways through torch, to the last bit."""
+    for _ in range(times):
+        with Tape():
+            step()
+
+
+def captured(step, **options):
+    """The Step, running by a Tape of itself; its state is as it was."""
+    with put_back(step):
+        run = Captured(step, Tape(**options))
+    step.run = run
+    return step
+
+
 def tensors(batch: Batch) -> list[torch.Tensor]:
     return [t for field in batch for t in (field if isinstance(field, tuple) else (field,))]
 
@@ -71,14 +122,14 @@ def spec() -> DataSpec:
     return DataSpec("toy", tuple("abcde"), IMAGE, rows=ROWS, unlabelled=ROWS - 8)
 
 
-def step_of(toy, name, *, network=None, device="cpu", dtype=torch.float64, ema=0.9, total=100, **train):
+def step_of(toy, name, *, network=None, device="cpu", dtype=torch.float64, ema=0.9, total=100, weak_pass="separate", **train):
     """A Step of the method (by name, or one already made) with a tiny network, ready to run eagerly."""
     if isinstance(name, Method):
         method = name
     else:
         kind = find(name)
         network = toy.network() if network is None else network
-        method = kind(kind.Config(**ACTIVE.get(name, {})), network, spec(), unlabelled_batch=UNLABELLED, ema=ema)
+        method = kind(kind.Config(**ACTIVE.get(name, {})), network, spec(), unlabelled_batch=UNLABELLED, ema=ema, weak_pass=weak_pass)
     method = method.to(device=device, dtype=dtype).train()
     config = TrainConfig(**{"lr": 0.1, **train})
     update = Update(method, method.stage(0, total), config, scaled=config.amp == "fp16")
@@ -93,4 +144,6 @@ def everything(step):
 @pytest.fixture
 def steps():
     """The makers above, as one namespace."""
-    return SimpleNamespace(step_of=step_of, everything=everything, tensors=tensors, Made=Made)
+    return SimpleNamespace(
+        step_of=step_of, everything=everything, captured=captured, eagerly=eagerly, tensors=tensors, Made=Made, Tape=Tape
+    )

@@ -11,7 +11,7 @@ from fastssl.methods import METHODS
 
 ALWAYS = ("supervised", "finessl")
 STEPS = 3
-TOLERANCE = 1e-9  # in fp64, relative to the largest of a tensor; generated code sums in another order
+TOLERANCE = 1e-12  # in fp64, relative to the largest of a tensor; generated code sums in another order (measured: below 1e-15)
 
 
 @pytest.fixture(autouse=True)
@@ -55,4 +55,6 @@ def test_generated_code_trains_as_eager_code(toy, steps, name, record_property):
 
 def test_a_difference_is_seen():
     a = torch.tensor([1.0, -4.0], dtype=torch.float64)
-    assert difference(a, a + 4e-6) == pytest.approx(1e-6) and difference(a.long(), a.long()) == 0 and difference(a.long(), a.long() + 1) == 1
+    assert (
+        difference(a, a + 4e-6) == pytest.approx(1e-6) and difference(a.long(), a.long()) == 0 and difference(a.long(), a.long() + 1) == 1
+    )
