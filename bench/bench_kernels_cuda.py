@@ -14,8 +14,8 @@ import torch
 
 from bench._timing import Machine, copy_gb_per_s, cycle
 from bench.finessl_block import BLOCKS, make_memory, make_step
+from bench.loss_peers import inputs, make
 from bench.loss_rows import FINESSL, Case, cases, measure, measure_finessl
-from bench.peers import inputs, make
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; torch sees none")
 ROUNDS = 21

@@ -11,9 +11,15 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     import torch
 
+    from bench.step_rows import table_lines
+
     terminalreporter.section("ratios")
     terminalreporter.line(f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}")
     width = max(len(b.name) for b in rows)
     for b in rows:
+        if "ours_ms" in b.extra_info:
+            for line in table_lines(b.name, b.extra_info):
+                terminalreporter.line(line)
+            continue
         facts = ", ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in b.extra_info.items())
         terminalreporter.line(f"{b.name:<{width}}  median {b.stats.median * 1e3:9.3f} ms  {facts}")

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from fastssl.kernels import PseudoLabel, cross_entropy, pseudo_label_loss, pseudo_label_loss_and_grad
 
-from .peers import spiked
+from .loss_peers import spiked
 
 MARGIN_SCALE, SMOOTHING, GAMMA, SURE, LEAST_WEIGHT = 8.0, 0.5, 3.0, 0.7, 0.0
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastssl.kernels import pseudo_label_loss, pseudo_label_loss_and_grad, reference
 
-from . import peers, value_checks
+from . import loss_peers, value_checks
 from ._timing import captured, peak_extra_bytes
 
 CLASSES = (2, 3, 10, 100, 1000, 1001, 4097, 21841, 65537)
@@ -45,7 +45,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 def deterministic(device: torch.device, classes: tuple[int, ...]) -> str:
     for c in classes:
-        student, teacher = peers.inputs(256, c, torch.bfloat16, device, c)
+        student, teacher = loss_peers.inputs(256, c, torch.bfloat16, device, c)
         first = both_forms(student, teacher)
         assert all(same(first, both_forms(student, teacher)) for _ in range(19)), f"other bits at C={c}"
     return f"20 runs, same bits, {len(classes)} class counts"
@@ -53,7 +53,7 @@ def deterministic(device: torch.device, classes: tuple[int, ...]) -> str:
 
 def inputs_unmodified(device: torch.device, classes: tuple[int, ...]) -> str:
     for c in classes:
-        tensors = peers.inputs(64, c, torch.float32, device, c)
+        tensors = loss_peers.inputs(64, c, torch.float32, device, c)
         before = [t.clone() for t in tensors]
         both_forms(*tensors)
         assert same(before, list(tensors)), f"changed at C={c}"
@@ -61,9 +61,9 @@ def inputs_unmodified(device: torch.device, classes: tuple[int, ...]) -> str:
 
 
 def compiled(device: torch.device, classes: tuple[int, ...]) -> str:
-    student, teacher = peers.inputs(64, classes[-1], torch.float32, device, 0)
-    loss = torch.compile(peers.our_loss, fullgraph=True, dynamic=False)
-    plain, traced = peers.with_gradient(peers.our_loss)(student, teacher), peers.with_gradient(loss)(student, teacher)
+    student, teacher = loss_peers.inputs(64, classes[-1], torch.float32, device, 0)
+    loss = torch.compile(loss_peers.our_loss, fullgraph=True, dynamic=False)
+    plain, traced = loss_peers.with_gradient(loss_peers.our_loss)(student, teacher), loss_peers.with_gradient(loss)(student, teacher)
     torch.testing.assert_close(traced, plain)
     return "fullgraph, loss and gradient as eager"
 
@@ -76,7 +76,7 @@ def need_cuda(device: torch.device) -> None:
 def no_host_sync(device: torch.device, classes: tuple[int, ...]) -> str:
     need_cuda(device)
     for c in classes:
-        tensors = peers.inputs(64, c, torch.float32, device, c)
+        tensors = loss_peers.inputs(64, c, torch.float32, device, c)
         both_forms(*tensors)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
@@ -90,11 +90,11 @@ def no_host_sync(device: torch.device, classes: tuple[int, ...]) -> str:
 def graph_replay(device: torch.device, classes: tuple[int, ...]) -> str:
     need_cuda(device)
     for c in classes[::2]:
-        student, teacher = peers.inputs(64, c, torch.float32, device, 1)
+        student, teacher = loss_peers.inputs(64, c, torch.float32, device, 1)
         results: list[Tensor] = []
         graph = captured(lambda s=student, t=teacher, r=results: r.__setitem__(slice(None), both_forms(s, t)), None)
         for seed in (2, 3):
-            for static, fresh in zip((student, teacher), peers.inputs(64, c, torch.float32, device, seed), strict=True):
+            for static, fresh in zip((student, teacher), loss_peers.inputs(64, c, torch.float32, device, seed), strict=True):
                 static.copy_(fresh)
             graph.replay()
             assert same(results, both_forms(student, teacher)), f"a replay differs at C={c}"
@@ -103,7 +103,7 @@ def graph_replay(device: torch.device, classes: tuple[int, ...]) -> str:
 
 def other_streams(device: torch.device, classes: tuple[int, ...]) -> str:
     need_cuda(device)
-    tensors = peers.inputs(512, classes[-1], torch.float32, device, 0)
+    tensors = loss_peers.inputs(512, classes[-1], torch.float32, device, 0)
     want = both_forms(*tensors)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -124,7 +124,7 @@ def second_device(device: torch.device, classes: tuple[int, ...]) -> str:
     if torch.cuda.device_count() < 2:
         raise Skip("one CUDA device")
     other = torch.device("cuda", (device.index + 1) % torch.cuda.device_count())
-    tensors = peers.inputs(64, classes[-1], torch.float32, device, 0)
+    tensors = loss_peers.inputs(64, classes[-1], torch.float32, device, 0)
     want = both_forms(*tensors)
     found = both_forms(*(t.to(other) for t in tensors))
     assert all(t.device == other for t in found) and same([t.cpu() for t in want], [t.cpu() for t in found])
@@ -133,9 +133,9 @@ def second_device(device: torch.device, classes: tuple[int, ...]) -> str:
 
 def peak_memory(device: torch.device, classes: tuple[int, ...]) -> str:
     need_cuda(device)
-    student, teacher = peers.inputs(4096, 1000, torch.float32, device, 0)
+    student, teacher = loss_peers.inputs(4096, 1000, torch.float32, device, 0)
     one = student.numel() * student.element_size()
-    for name, call in (("at once", peers.our_loss_and_gradient), ("autograd", peers.with_gradient(peers.our_loss))):
+    for name, call in (("at once", loss_peers.our_loss_and_gradient), ("autograd", loss_peers.with_gradient(loss_peers.our_loss))):
         call(student, teacher)
         extra = peak_extra_bytes(lambda call=call: call(student, teacher))
         assert extra <= one + 2**20, f"{name}: {extra / one:.2f} gradient buffers"
@@ -154,7 +154,7 @@ def beyond_int32(device: torch.device, classes: tuple[int, ...]) -> str:
     for last in (slice(-16, None), slice(0, 16)):
         want, slope = reference.pseudo_label_loss_and_grad(student[last].double(), teacher[last].double(), scale=1.0)
         assert torch.equal(found.label[last], label[last, 0]) and value_checks.away(found.loss[last], want.loss) < 1e-4
-        assert value_checks.away(gradient[last], slope) < peers.GRADIENT_TOLERANCE[torch.bfloat16]
+        assert value_checks.away(gradient[last], slope) < loss_peers.GRADIENT_TOLERANCE[torch.bfloat16]
     return f"({rows}, {c}) bf16"
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import finessl_block, peers
+from . import finessl_block, loss_peers
 from ._timing import Job, Machine, captured, cycle, graph_nodes, host_us, interleaved, peak_extra_bytes, profiled_launches, ratio, spread
 
 MODES = ("un-captured", "captured")
@@ -27,7 +27,7 @@ class Case(NamedTuple):
     classes: int
     dtype: torch.dtype
     gradient: bool
-    names: tuple[str, ...] = tuple(peers.MAKERS)
+    names: tuple[str, ...] = tuple(loss_peers.MAKERS)
 
     @property
     def title(self) -> str:
@@ -102,20 +102,20 @@ def measure(machine: Machine, case: Case, rounds: int = 21, modes: tuple[str, ..
     torch.compiler.reset()  # compiled code of earlier cases would count as recompilation
     facts = {"case": case.title, "form": case.form, "rows_n": case.rows, "classes": case.classes, "dtype": str(case.dtype)[6:]}
     passes = 3 if case.gradient else 2
-    least = peers.least_bytes(case.rows, case.classes, case.dtype.itemsize, passes)
+    least = loss_peers.least_bytes(case.rows, case.classes, case.dtype.itemsize, passes)
     count, calls = machine.sets_and_calls(2 * case.rows * case.classes * case.dtype.itemsize, int(least))
-    sets = [peers.inputs(case.rows, case.classes, case.dtype, machine.device, seed) for seed in range(count)]
-    share = peers.kept(sets[0][1])
+    sets = [loss_peers.inputs(case.rows, case.classes, case.dtype, machine.device, seed) for seed in range(count)]
+    share = loss_peers.kept(sets[0][1])
     if not 0.1 < share < 0.9:
         raise ValueError(f"wanted inputs of which 0.1 to 0.9 are kept; got {share}")
 
     entrants: dict[str, Entrant] = {}
     for name in case.names:
         try:
-            peer = peers.make(name)
+            peer = loss_peers.make(name)
             if not case.gradient and peer.loss is None:
                 continue
-            wrong = peers.fault(peer, *sets[0], case.gradient)
+            wrong = loss_peers.fault(peer, *sets[0], case.gradient)
             if wrong:
                 raise AssertionError(wrong)
         except ImportError as error:
@@ -135,11 +135,11 @@ def measure(machine: Machine, case: Case, rounds: int = 21, modes: tuple[str, ..
         if record["status"] == "ok":
             record["gb_per_s"] = least / record["us"] / 1e3
             for key, part in zip(("moved_gb_per_s", "unread_gb_per_s"), moved.get(record["name"], ()), strict=False):
-                record[key] = peers.least_bytes(case.rows, case.classes, case.dtype.itemsize, part) / record["us"] / 1e3
+                record[key] = loss_peers.least_bytes(case.rows, case.classes, case.dtype.itemsize, part) / record["us"] / 1e3
         yield facts | {"kept": share, "sets": count} | record
 
 
-def entrant_of(peer: peers.Peer, sets: list[tuple], calls: int, gradient: bool) -> Entrant:
+def entrant_of(peer: loss_peers.Peer, sets: list[tuple], calls: int, gradient: bool) -> Entrant:
     call = peer.both if gradient else peer.loss
     if not (gradient and peer.spoils):
         return Entrant(cycle(call, sets, calls), lambda: call(*sets[0]), lambda: None, peer.capturable, peer.ours)
@@ -184,11 +184,11 @@ def measure_host(
 ) -> Iterator[dict]:
     """Host time of issuing one un-captured call, loss and gradient, (448, 10) in fp32."""
     torch.compiler.reset()
-    student, teacher = peers.inputs(448, 10, torch.float32, machine.device, 0)
+    student, teacher = loss_peers.inputs(448, 10, torch.float32, machine.device, 0)
     for name in names:
         facts = {"case": "host time 448x10 float32", "form": "host", "name": name, "mode": "un-captured"}
         try:
-            call = peers.make(name).both
+            call = loss_peers.make(name).both
             call(student, teacher)
             time_us = host_us(machine, lambda call=call: call(student, teacher), calls)
             yield facts | {"status": "ok", "us": time_us.median, "iqr_us": time_us.iqr, "rounds": time_us.n, "calls": calls}
@@ -202,11 +202,11 @@ def measure_launches(machine: Machine, names: tuple[str, ...] = ("eager", "liger
     Run last: the profiler's hooks stay in the process.
     """
     for dtype in (torch.float32, torch.bfloat16):
-        sets = peers.inputs(4096, 1000, dtype, machine.device, 0)
+        sets = loss_peers.inputs(4096, 1000, dtype, machine.device, 0)
         for name in names:
             facts = {"case": f"launches 4096x1000 {str(dtype)[6:]}", "form": "launches", "name": name, "mode": "un-captured"}
             try:
-                call = peers.make(name).both
+                call = loss_peers.make(name).both
                 call(*(t.clone() for t in sets))
                 given = [t.clone() for t in sets]
                 yield facts | {"status": "ok", "launches": profiled_launches(lambda call=call, given=given: call(*given))}

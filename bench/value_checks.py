@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastssl.kernels import class_statistics, consistency_loss, cross_entropy, pseudo_label_loss, pseudo_label_loss_and_grad, reference
 
-from . import peers
+from . import loss_peers
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -42,10 +42,10 @@ def faults_of_pseudo_label_loss(student: Tensor, teacher: Tensor, **options) -> 
             yield f"{form}: {int((result.label != want.label).sum())} labels"
         for name in ("loss", "confidence", "weight"):
             off = away(getattr(result, name), getattr(want, name))
-            if not off <= peers.LOSS_TOLERANCE:
+            if not off <= loss_peers.LOSS_TOLERANCE:
                 yield f"{form}: {name} {off:.0e}"
         off = away(its, slope)
-        if its.dtype != student.dtype or not off <= peers.GRADIENT_TOLERANCE[student.dtype]:
+        if its.dtype != student.dtype or not off <= loss_peers.GRADIENT_TOLERANCE[student.dtype]:
             yield f"{form}: gradient {off:.0e} {its.dtype}"
 
 
@@ -64,7 +64,7 @@ def gather(cases: Iterator[tuple[str, Iterator[str]]]) -> str:
 
 def dtypes_and_classes(device: torch.device, classes: tuple[int, ...]) -> str:
     cases = (
-        (f"{str(dtype)[6:]} C={c}", faults_of_pseudo_label_loss(*peers.inputs(37, c, dtype, device, c), threshold=0.95))
+        (f"{str(dtype)[6:]} C={c}", faults_of_pseudo_label_loss(*loss_peers.inputs(37, c, dtype, device, c), threshold=0.95))
         for dtype in DTYPES
         for c in classes
     )
@@ -78,7 +78,7 @@ def options_of(rows: int, c: int, device: torch.device) -> dict[str, dict]:
     def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         return low + (high - low) * torch.rand(shape, generator=draw, device=device)
 
-    judge = peers.spiked(rows, c, 0.7, device, 11, 1e-3)
+    judge = loss_peers.spiked(rows, c, 0.7, device, 11, 1e-3)
     weight = uniform(rows) * (uniform(rows) > 0.3)
     return {
         "smooth": {"weighting": "smooth", "threshold": 0.8, "power": 2.0},
@@ -104,7 +104,7 @@ def options_of(rows: int, c: int, device: torch.device) -> dict[str, dict]:
 def options(device: torch.device, classes: tuple[int, ...]) -> str:
     def cases() -> Iterator[tuple[str, Iterator[str]]]:
         for c in classes[2::3]:
-            student, teacher = peers.inputs(37, c, torch.float32, device, c)
+            student, teacher = loss_peers.inputs(37, c, torch.float32, device, c)
             for name, given in options_of(37, c, device).items():
                 yield f"{name} C={c}", faults_of_pseudo_label_loss(student, teacher, **given)
             views = torch.stack([student, student.flip(0)])
@@ -133,7 +133,7 @@ def layouts(device: torch.device, classes: tuple[int, ...]) -> str:
     def cases() -> Iterator[tuple[str, Iterator[str]]]:
         for c in classes[2::3]:
             for dtype in DTYPES[:2]:
-                students, teachers = (shapes(x) for x in peers.inputs(19, c, dtype, device, c))
+                students, teachers = (shapes(x) for x in loss_peers.inputs(19, c, dtype, device, c))
                 for name, student in students.items():
                     yield f"{name} {str(dtype)[6:]} C={c}", faults_of_pseudo_label_loss(student, teachers[name])
 
@@ -152,7 +152,7 @@ def other_losses(device: torch.device, classes: tuple[int, ...]) -> str:
             rows = f(x, *to, **{k: v.to(kind) if kind and isinstance(v, Tensor) else v for k, v in given.items()})
             results.append((rows, *torch.autograd.grad((rows * scale.to(rows.dtype)).sum(), x)))
         for name, found, want, allowed in zip(
-            ("loss", "gradient"), *results, (peers.LOSS_TOLERANCE, peers.GRADIENT_TOLERANCE[student.dtype]), strict=True
+            ("loss", "gradient"), *results, (loss_peers.LOSS_TOLERANCE, loss_peers.GRADIENT_TOLERANCE[student.dtype]), strict=True
         ):
             off = away(found, want)
             if not off <= allowed:
@@ -169,7 +169,7 @@ def other_losses(device: torch.device, classes: tuple[int, ...]) -> str:
     def cases() -> Iterator[tuple[str, Iterator[str]]]:
         for c in classes[2::3]:
             for dtype in DTYPES[:2]:
-                student, teacher = peers.inputs(37, c, dtype, device, c)
+                student, teacher = loss_peers.inputs(37, c, dtype, device, c)
                 end = f"{str(dtype)[6:]} C={c}"
                 label, vector = teacher.argmax(dim=1), torch.rand(c, device=device)
                 weight = torch.rand(37, device=device).masked_fill(torch.arange(37, device=device) % 4 == 0, 0.0)
@@ -188,8 +188,8 @@ def dead_rows_and_nan(device: torch.device, classes: tuple[int, ...]) -> str:
     """Weight 0: exact zeros whatever the student holds; a non-finite teacher: NaN."""
 
     def check(c: int) -> Iterator[str]:
-        student, teacher = peers.inputs(64, c, torch.float32, device, c)
-        dead = teacher.softmax(dim=1).amax(dim=1) < peers.THRESHOLD
+        student, teacher = loss_peers.inputs(64, c, torch.float32, device, c)
+        dead = teacher.softmax(dim=1).amax(dim=1) < loss_peers.THRESHOLD
         if not 0 < int(dead.sum()) < 64:
             yield "these inputs have no dead row, or no other"
         student[dead] = torch.tensor(float("nan"), device=device)

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 
-from bench import gpu_losses, gpu_report, loss_rows, peers
+from bench import gpu_losses, gpu_report, loss_peers, loss_rows
 from bench._timing import Job, Machine, copy_gb_per_s, cpu_wall_clock_us, cycle, interleaved, matmul_tflop_per_s, ratio, spread
 
 NAMES = ("eager", "ours_autograd", "ours_at_once")
@@ -63,7 +63,7 @@ def test_cycle_holds_as_many_results_as_there_are_sets() -> None:
 def test_sets_exceed_the_cache_where_64_can(machine: Machine, shape: tuple[int, int], sets: int, calls: int) -> None:
     machine.cuda, machine.l2 = True, 60 * 2**20
     n, c = shape
-    assert machine.sets_and_calls(2 * n * c * 4, int(peers.least_bytes(n, c, 4, 3))) == (sets, calls)
+    assert machine.sets_and_calls(2 * n * c * 4, int(loss_peers.least_bytes(n, c, 4, 3))) == (sets, calls)
 
 
 def test_ceilings_and_the_wall_clock(machine: Machine) -> None:
@@ -79,7 +79,9 @@ def test_cases_are_those_of_the_benchmark() -> None:
     for gradient in (True, False):
         for dtype in (torch.float32, torch.bfloat16):
             shapes = {
-                (c.rows, c.classes) for c in listed if c.dtype == dtype and c.gradient == gradient and len(c.names) == len(peers.MAKERS)
+                (c.rows, c.classes)
+                for c in listed
+                if c.dtype == dtype and c.gradient == gradient and len(c.names) == len(loss_peers.MAKERS)
             }
             assert shapes == wanted
     assert len({c.title for c in listed}) == len(listed)
@@ -100,13 +102,13 @@ def test_row_on_the_cpu(machine: Machine) -> None:
 
 
 def test_peer_that_is_wrong_or_missing_is_not_timed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong() -> peers.Peer:
-        return peers.Peer("wrong", None, lambda s, t: tuple(2 * x for x in peers.our_loss_and_gradient(s, t)))
+    def wrong() -> loss_peers.Peer:
+        return loss_peers.Peer("wrong", None, lambda s, t: tuple(2 * x for x in loss_peers.our_loss_and_gradient(s, t)))
 
-    def missing() -> peers.Peer:
+    def missing() -> loss_peers.Peer:
         raise ImportError("no such package")
 
-    monkeypatch.setattr(peers, "MAKERS", {**peers.MAKERS, "wrong": wrong, "missing": missing})
+    monkeypatch.setattr(loss_peers, "MAKERS", {**loss_peers.MAKERS, "wrong": wrong, "missing": missing})
     records = list(loss_rows.measure(machine, TINY._replace(names=("wrong", "missing", "eager")), 3, ("un-captured",)))
     found = {r["name"]: (r["status"], r.get("us") is not None) for r in records}
     assert found == {"wrong": ("failed", False), "missing": ("skipped", False), "eager": ("ok", True), "copy": ("ok", True)}
@@ -116,12 +118,12 @@ def test_peer_that_is_wrong_or_missing_is_not_timed(machine: Machine, monkeypatc
 def test_peer_that_spoils_its_input_gets_it_anew(machine: Machine) -> None:
     def both(student, teacher):
         assert bool((student != 9).all()), "spoiled by the call before"
-        result = peers.our_loss_and_gradient(student, teacher)
+        result = loss_peers.our_loss_and_gradient(student, teacher)
         student.fill_(9)
         return result
 
-    peer = peers.Peer("spoiler", None, both, spoils=True)
-    sets = [peers.inputs(4, 3, torch.float32, machine.device, seed) for seed in range(2)]
+    peer = loss_peers.Peer("spoiler", None, both, spoils=True)
+    sets = [loss_peers.inputs(4, 3, torch.float32, machine.device, seed) for seed in range(2)]
     before = [t.clone() for pair in sets for t in pair]
     entrant = loss_rows.entrant_of(peer, sets, 4, True)
     for _ in range(2):

@@ -8,7 +8,7 @@ import importlib.util
 import pytest
 import torch
 
-from bench import finessl_block, gpu_checks, peers, value_checks
+from bench import finessl_block, gpu_checks, loss_peers, value_checks
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -17,17 +17,17 @@ COMPILED = [pytest.param(name, marks=[pytest.mark.compiler, pytest.mark.slow]) f
 
 @pytest.fixture
 def tiny() -> tuple[torch.Tensor, torch.Tensor]:
-    return peers.inputs(40, 11, torch.float32, CPU, 0)
+    return loss_peers.inputs(40, 11, torch.float32, CPU, 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["eager", *COMPILED, "ours_autograd", "ours_at_once"])
 def test_peer_is_right(name: str, dtype: torch.dtype) -> None:
     torch.compiler.reset()
-    peer = peers.make(name)
-    student, teacher = peers.inputs(24, 11, dtype, CPU, 3)
+    peer = loss_peers.make(name)
+    student, teacher = loss_peers.inputs(24, 11, dtype, CPU, 3)
     for gradient in (True, False) if peer.loss else (True,):
-        assert peers.fault(peer, student, teacher, gradient) is None
+        assert loss_peers.fault(peer, student, teacher, gradient) is None
 
 
 @pytest.mark.slow
@@ -39,12 +39,12 @@ def test_liger_is_right_in_the_interpreter(python) -> None:
         pytest.skip("the interpreter of triton 3.6 fails with numpy 2.5")
     code = """
 import torch
-from bench import peers
-peer = peers.make("liger")
+from bench import loss_peers
+peer = loss_peers.make("liger")
 for dtype in (torch.float32, torch.bfloat16):
-    student, teacher = peers.inputs(9, 11, dtype, torch.device("cpu"), 1)
+    student, teacher = loss_peers.inputs(9, 11, dtype, torch.device("cpu"), 1)
     for gradient in (True, False):
-        print(peers.fault(peer, student, teacher, gradient))
+        print(loss_peers.fault(peer, student, teacher, gradient))
 given = student.clone()
 peer.both(given, teacher)
 print(torch.equal(given, student))
@@ -55,13 +55,13 @@ print(torch.equal(given, student))
 
 def test_truth_agrees_with_autograd_in_float64(tiny) -> None:
     student, teacher = (t.double() for t in tiny)
-    loss, gradient = peers.with_gradient(peers.eager_loss)(student, teacher)
-    assert max(peers.deviation(loss, gradient, student, teacher, chunk=7)) < 1e-12
+    loss, gradient = loss_peers.with_gradient(loss_peers.eager_loss)(student, teacher)
+    assert max(loss_peers.deviation(loss, gradient, student, teacher, chunk=7)) < 1e-12
 
 
-def broken(what: str) -> peers.Peer:
+def broken(what: str) -> loss_peers.Peer:
     """Eager with one fault."""
-    right = peers.with_gradient(peers.eager_loss)
+    right = loss_peers.with_gradient(loss_peers.eager_loss)
 
     def both(student, teacher):
         loss, gradient = right(student, teacher)
@@ -77,7 +77,7 @@ def broken(what: str) -> peers.Peer:
             student[0, 0] += 1
         return loss, gradient
 
-    return peers.Peer(what, None, both)
+    return loss_peers.Peer(what, None, both)
 
 
 @pytest.mark.parametrize(
@@ -86,18 +86,18 @@ def broken(what: str) -> peers.Peer:
 def test_fault_is_found(tiny, what: str, told: str) -> None:
     # The gradient of a kept row must be what is broken: rows of weight 0 have none.
     student, teacher = tiny
-    teacher[3] = teacher[(teacher.softmax(1).amax(1) >= peers.THRESHOLD).nonzero()[0, 0]]
-    assert told in peers.fault(broken(what), student, teacher, True)
+    teacher[3] = teacher[(teacher.softmax(1).amax(1) >= loss_peers.THRESHOLD).nonzero()[0, 0]]
+    assert told in loss_peers.fault(broken(what), student, teacher, True)
 
 
 @pytest.mark.parametrize("classes", [10, 100, 1000, 21841, 65536])
 def test_about_half_of_the_rows_are_kept(classes: int) -> None:
     for dtype in DTYPES:
-        _, teacher = peers.inputs(200, classes, dtype, CPU, 0)
-        assert 0.3 < peers.kept(teacher) < 0.7
+        _, teacher = loss_peers.inputs(200, classes, dtype, CPU, 0)
+        assert 0.3 < loss_peers.kept(teacher) < 0.7
         first, second = teacher.topk(2, dim=1).values.unbind(1)
         assert bool((first > second).all()), "no ties"
-        assert float((teacher.double().softmax(1).amax(1) - peers.THRESHOLD).abs().min()) > 5e-5
+        assert float((teacher.double().softmax(1).amax(1) - loss_peers.THRESHOLD).abs().min()) > 5e-5
 
 
 @pytest.mark.parametrize(
