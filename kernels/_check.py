@@ -101,7 +101,7 @@ def labels_in_range(name: str, value: Tensor, classes: int, sample_weight: Tenso
 
 
 def traced(tensor: Tensor) -> bool:
-    """Whether something (torch.compile, export, fake tensors, a dispatch mode) must see an operator rather than a launch."""
-    if torch.compiler.is_compiling():
+    """Whether something (torch.compile, export, jit.trace, fake tensors, a dispatch mode) must see an operator rather than a launch."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return True
     return type(tensor) not in (Tensor, torch.nn.Parameter) or torch._C._len_torch_dispatch_stack() > 0

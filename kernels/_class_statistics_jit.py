@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._rows import confidence_of, first_at, load_tile, row_threshold
+from ._rows import confidence_of, exp, first_at, load_tile, row_threshold
 from ._teacher_rows import teacher_rows
 
 
@@ -86,6 +86,7 @@ def columns_kernel(
     groups = tl.num_programs(0)
     first = tl.program_id(1) * BLOCK_C
     i = tl.arange(0, BLOCK_N)
+    slot = first + tl.arange(0, BLOCK_C)[None, :]
     row_in_step = i * groups + group if FOLD else group * BLOCK_N + i
     stride = tl.cast(groups, tl.int64) * BLOCK_N
     shape: tl.constexpr = [1 if FOLD else BLOCK_N, BLOCK_C]
@@ -97,10 +98,10 @@ def columns_kernel(
     for step in range(0, steps):
         n = tl.cast(step, tl.int64) * stride + row_in_step
         valid = n < rows
-        x, col, inside = load_tile(teacher_ptr, n * row_over * ALIGN, valid, first, classes, column, VECTOR, BLOCK_C)
+        x, col, inside = load_tile(teacher_ptr, n * row_over * ALIGN, valid, slot, classes, column, True, VECTOR)
         if stats_ptr is None:
             top = tl.max(x, 1)
-            p = tl.exp(x - top[:, None])
+            p = exp(x - top[:, None])
             total = tl.sum(p, 1)
             confidence = confidence_of(total)
             label = first_at(x, top[:, None], col)
@@ -110,7 +111,7 @@ def columns_kernel(
             top = tl.load(stats_ptr + n, mask=valid, other=0.0)
             total = tl.load(stats_ptr + tl.cast(rows, tl.int64) + n, mask=valid, other=1.0)
             counted = tl.load(counted_ptr + n, mask=valid, other=-1)
-            p = tl.exp(x - top[:, None])
+            p = exp(x - top[:, None])
             confidence = confidence_of(total)
         count += tl.where(valid, 1.0, 0.0)
         step_up = tl.where(valid, confidence - mean, 0.0)
@@ -126,10 +127,9 @@ def columns_kernel(
             sums += p
             counts += hit
 
-    slot = first + tl.arange(0, BLOCK_C)
-    col = slot
+    col = first + tl.arange(0, BLOCK_C)
     if VECTOR > 1:
-        col = slot - (tl.cast(group, tl.int64) * row_over * ALIGN % VECTOR).to(tl.int32)
+        col -= (tl.cast(group, tl.int64) * row_over * ALIGN % VECTOR).to(tl.int32)
     at = tl.cast(group, tl.int64) * classes + col
     is_class = (col >= 0) & (col < classes)
     tl.store(sums_ptr + at, tl.sum(sums, 0), mask=is_class)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._autograd import savable
 from ._closed_form_rows import (
     TENSORS,
     Rows,
@@ -51,7 +52,7 @@ class _SmallHard(torch.autograd.Function):
         loss, e, total, sound = hard_softmax(logits, label)
         ctx.kept = e, total
         ctx.sound = sound
-        ctx.save_for_backward(logits, _savable(label), _savable(weight))
+        ctx.save_for_backward(logits, savable(label), savable(weight))
         return _weighted(loss, weight, sound)
 
     @staticmethod
@@ -75,7 +76,7 @@ class _AnyRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, rows: Rows) -> Tensor:
         loss, ctx.gradient = losses_and_gradient(rows, _ones(rows) if logits.dtype == rows.dtype else None)
-        ctx.save_for_backward(logits, *map(_savable, rows[1:TENSORS]))
+        ctx.save_for_backward(logits, *map(savable, rows[1:TENSORS]))
         ctx.settings = rows[TENSORS:]
         return loss
 
@@ -109,11 +110,6 @@ def _weighted(loss: Tensor, weight: Tensor | None, sound: bool) -> Tensor:
         if not sound:
             clear_dead(weight, loss)
     return loss
-
-
-def _savable(value: Tensor | None) -> Tensor | None:
-    """torch saves no tensor that was made in inference mode, as a teacher's logits may be."""
-    return value.clone() if value is not None and value.is_inference() else value
 
 
 def _differentiable(rows: Rows, logits: Tensor, upstream: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from ._consistency_rows import log_ratio, looped_rows, probabilities_in, whole_rows
-from ._rows import load_tile, sampled, store_tile
+from ._rows import exp, load_tile, sampled, store_tile
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -137,22 +137,23 @@ def consistency_gradient_kernel(
     teacher_start = student_start if VECTOR > 1 else n * teacher_row_over * ALIGN
     end = classes + (VECTOR - 1) if LOOPED else 1
     for first in range(0, end, BLOCK_C):
-        s, _, inside = load_tile(student_ptr, student_start, live, first, classes, student_column, VECTOR, BLOCK_C)
-        t, _, _ = load_tile(teacher_ptr, teacher_start, live, first, classes, teacher_column, VECTOR, BLOCK_C)
+        slot = first + tl.arange(0, BLOCK_C)[None, :]
+        s, _, inside = load_tile(student_ptr, student_start, live, slot, classes, student_column, True, VECTOR)
+        t, _, _ = load_tile(teacher_ptr, teacher_start, live, slot, classes, teacher_column, True, VECTOR)
         z = (s - top[:, None]) * sharpness
-        p = tl.exp(z) * (1.0 / total)[:, None]
+        p = exp(z) * (1.0 / total)[:, None]
         q = probabilities_in(t, inside, TEACHER)
         y = q
         if SOFT:
             y = (q - target_top[:, None]) * sharpness
-            q = tl.exp(y) * (1.0 / target_total)[:, None]
+            q = exp(y) * (1.0 / target_total)[:, None]
         if student_gradient_ptr is not None:
             if KIND == "mse":
                 slope = p * (p - q - balance[:, None])
             else:
                 slope = p * balance[:, None] - q
             slope = tl.where(live[:, None], slope * factor[:, None], 0.0)
-            store_tile(student_gradient_ptr, n * classes_over * ALIGN, valid, first, classes, slope, VECTOR, BLOCK_C)
+            store_tile(student_gradient_ptr, n * classes_over * ALIGN, valid, slot, classes, slope, True, VECTOR)
         if teacher_gradient_ptr is not None:
             if KIND == "mse":
                 slope = q - p
@@ -170,4 +171,4 @@ def consistency_gradient_kernel(
                     q = tl.where(t == 0.0, at_zero, q / t)
                 slope = q * (slope - mean[:, None])
             slope = tl.where(live[:, None], slope * factor[:, None], 0.0)
-            store_tile(teacher_gradient_ptr, n * classes_over * ALIGN, valid, first, classes, slope, VECTOR, BLOCK_C)
+            store_tile(teacher_gradient_ptr, n * classes_over * ALIGN, valid, slot, classes, slope, True, VECTOR)

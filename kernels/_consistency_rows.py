@@ -26,7 +26,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._rows import LOWEST, load_tile
+from ._rows import exp, load_tile
+from ._walk import LOWEST
 
 
 @triton.jit
@@ -44,9 +45,10 @@ def probabilities_in(x, inside, TEACHER: tl.constexpr):
 def sharp(x, top, sharpness):
     """One element more in each lane of a softmax at a temperature: (maximum, factor on what was summed so far, the element's own term).
 
-    As in `_rows.online` a single exponential serves both; the difference is taken before the sharpness, so that large logits keep theirs.
+    Of the two factors exp(old - new) and exp(x - new) one is always exp(0), so a single exponential serves both. The difference is taken
+    before the sharpness, so that large logits keep theirs.
     """
-    step = tl.exp(-tl.abs(x - top) * sharpness)
+    step = exp(-tl.abs(x - top) * sharpness)
     higher = x > top
     return tl.where(higher, x, top), tl.where(higher, step, 1.0), tl.where(higher, 1.0, step)
 
@@ -76,12 +78,13 @@ def whole_rows(
     KIND: tl.constexpr, TEACHER: tl.constexpr, VECTOR: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """(row, top, total, target_top, target_total, balance, teacher_balance), each [BLOCK_N], of rows that lie in registers."""
-    s, _, inside = load_tile(student_ptr, student_start, live, 0, classes, student_column, VECTOR, BLOCK_C)
-    t, _, _ = load_tile(teacher_ptr, teacher_start, live, 0, classes, teacher_column, VECTOR, BLOCK_C)
+    slot = tl.arange(0, BLOCK_C)[None, :]
+    s, _, inside = load_tile(student_ptr, student_start, live, slot, classes, student_column, True, VECTOR)
+    t, _, _ = load_tile(teacher_ptr, teacher_start, live, slot, classes, teacher_column, True, VECTOR)
     t = probabilities_in(t, inside, TEACHER)
     top = tl.max(s, 1)
     z = (s - top[:, None]) * sharpness
-    p = tl.exp(z)
+    p = exp(z)
     total = tl.sum(p, 1)
     if TEACHER == "probabilities":
         q = t
@@ -91,7 +94,7 @@ def whole_rows(
     else:
         target_top = tl.max(t, 1)
         y = (t - target_top[:, None]) * sharpness
-        q = tl.exp(y)
+        q = exp(y)
         target_total = tl.sum(q, 1)
         q = q * (1.0 / target_total)[:, None]
     if KIND == "mse":
@@ -103,6 +106,7 @@ def whole_rows(
         teacher_balance = balance - squares  # q d = p d - d d
     else:
         row = -tl.sum(q * log_ratio(z, tl.log(total), y, tl.log(target_total), q, KIND, TEACHER), 1)
+        row = tl.where(total == total, row, float("nan"))  # a student without a softmax, whatever the teacher holds
         balance = tl.sum(q, 1)
         teacher_balance = row
     return row, top, total, target_top, target_total, balance, teacher_balance
@@ -130,12 +134,13 @@ def looped_rows(
     shut = tl.zeros(shape, tl.float32)
     gap = tl.zeros(shape, tl.float32)
     for first in range(0, end, BLOCK_C):
-        s, _, inside = load_tile(student_ptr, student_start, live, first, classes, student_column, VECTOR, BLOCK_C)
+        slot = first + tl.arange(0, BLOCK_C)[None, :]
+        s, _, inside = load_tile(student_ptr, student_start, live, slot, classes, student_column, True, VECTOR)
         old = top
         top, kept, term = sharp(s, top, sharpness)
         total = total * kept + term
         if KIND != "mse" or SOFT:
-            t, _, _ = load_tile(teacher_ptr, teacher_start, live, first, classes, teacher_column, VECTOR, BLOCK_C)
+            t, _, _ = load_tile(teacher_ptr, teacher_start, live, slot, classes, teacher_column, True, VECTOR)
             t = probabilities_in(t, inside, TEACHER)
             if SOFT:
                 target_old = target_top
@@ -160,11 +165,11 @@ def looped_rows(
                 gap = gap - moved(open, top - old) + tl.where(t == 0.0, 0.0, t * here)
                 open += t
     highest = tl.max(top, 1)
-    row_total = tl.sum(total * tl.exp((top - highest[:, None]) * sharpness), 1)
+    row_total = tl.sum(total * exp((top - highest[:, None]) * sharpness), 1)
     rise = highest[:, None] - top
     if SOFT:
         target_highest = tl.max(target_top, 1)
-        kept = tl.exp((target_top - target_highest[:, None]) * sharpness)
+        kept = exp((target_top - target_highest[:, None]) * sharpness)
         if KIND == "kl":
             rise -= target_highest[:, None] - target_top
         open = open * kept
@@ -186,12 +191,13 @@ def looped_rows(
         squares = tl.zeros(shape, tl.float32)
         by_p = tl.zeros(shape, tl.float32)
         for first in range(0, end, BLOCK_C):
-            s, _, inside = load_tile(student_ptr, student_start, live, first, classes, student_column, VECTOR, BLOCK_C)
-            t, _, _ = load_tile(teacher_ptr, teacher_start, live, first, classes, teacher_column, VECTOR, BLOCK_C)
-            p = tl.exp((s - highest[:, None]) * sharpness) * (1.0 / row_total)[:, None]
+            slot = first + tl.arange(0, BLOCK_C)[None, :]
+            s, _, inside = load_tile(student_ptr, student_start, live, slot, classes, student_column, True, VECTOR)
+            t, _, _ = load_tile(teacher_ptr, teacher_start, live, slot, classes, teacher_column, True, VECTOR)
+            p = exp((s - highest[:, None]) * sharpness) * (1.0 / row_total)[:, None]
             q = probabilities_in(t, inside, TEACHER)
             if SOFT:
-                q = tl.exp((q - target_highest[:, None]) * sharpness) * (1.0 / target_total)[:, None]
+                q = exp((q - target_highest[:, None]) * sharpness) * (1.0 / target_total)[:, None]
             d = p - q
             squares += d * d
             by_p += p * d

@@ -5,7 +5,7 @@
 | on CUDA, float32, bfloat16 or float16, with triton installed | the Triton kernels |
 | on the CPU with `TRITON_INTERPRET=1` | the same kernels, in Triton's interpreter |
 | on the CPU, called eagerly | `_closed_form.py`, which takes the reference where it has nothing faster |
-| all else (float64 on CUDA, other devices, CPU code that something traces, functorch transforms) | the reference |
+| all else (float64 on CUDA, other devices, CPU code that something traces, functorch transforms, forward mode) | the reference |
 
 `FASTSSL_KERNELS=triton|reference` asks for one by name and raises RuntimeError where it cannot serve: another implementation than the one
 asked for must never answer in silence. Code compiled by `torch.compile` keeps what the variable said when it was traced.
@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _closed_form, reference
 from ._check import traced
@@ -111,17 +113,19 @@ PREDICTIONS = ("student", "teacher", "judge", "logits", "target")  # one of thes
 def _served(function: Callable) -> Callable:
     name = function.__name__
     closed = getattr(_closed_form, name, function)
+    first = next(iter(inspect.signature(function).parameters))
 
     @functools.wraps(function)
     def public(*args, **kwargs):
-        logits = args[0] if args else next(iter(kwargs.values()), None)
+        logits = args[0] if args else kwargs.get(first)
         if not isinstance(logits, Tensor):
             server("cpu")
             return function(*args, **kwargs)
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        # No transform can look into a kernel, and jvp would drop tangents in silence. torch.compile itself refuses dual tensors.
+        if torch._C._are_functorch_transforms_active() or (forward_ad._current_level >= 0 and not torch.compiler.is_compiling()):
             return function(*args, **kwargs)
         double = False
-        for value in (*args[:2], *(kwargs[name] for name in PREDICTIONS if name in kwargs)):
+        for value in (*args[:2], *[kwargs[name] for name in PREDICTIONS if name in kwargs]) if kwargs else args[:2]:
             value = getattr(value, "confidence", value)
             if isinstance(value, Tensor) and value.dtype == torch.float64:
                 double = True

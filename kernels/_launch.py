@@ -22,22 +22,26 @@ class Blocks(NamedTuple):
     warps: int
 
 
-# (classes up to, rows, warps) of tiles that hold whole rows. Chosen by counting, not yet measured on a GPU: 8 to 16 elements a thread,
-# so that a bfloat16 row is two 16-byte loads a thread, and few enough registers that several programs share a multiprocessor.
+# (classes up to, rows, warps) of tiles that hold whole rows. Chosen by counting instructions and registers, not yet measured on a GPU.
+# Up to 128 classes programs are short, for there a launch's latency is all. From 129 to 1,024 classes a row lies in one warp, which then
+# waits for no other: no barrier. Beyond, 32 elements a thread.
 WHOLE = (
     (16, 64, 4),
     (32, 32, 4),
     (64, 16, 4),
     (128, 8, 4),
-    (256, 4, 4),
-    (512, 2, 4),
-    (1024, 1, 4),
-    (2048, 1, 4),
-    (4096, 1, 8),
-    (8192, 1, 16),
+    (256, 2, 1),
+    (512, 1, 1),
+    (1024, 1, 1),
+    (2048, 1, 2),
+    (4096, 1, 4),
+    (8192, 1, 8),
 )
-# Beyond: 4,096 elements a step by 16 warps, 8 a thread: 16 bytes of bfloat16, twice that of float32.
-STEP = Blocks(1, 4096, True, 16)
+# Beyond: 2,048 elements a step by 8 warps, 8 a thread: 16 bytes of bfloat16, twice that of float32. Programs of 16 warps spill on sm_80
+# with every option on.
+STEP = Blocks(1, 2048, True, 8)
+# Programs that a grid may hold along its second axis and its third, on every NVIDIA GPU. The first holds 2**31 - 1.
+GRID = 65535
 
 
 def blocks(classes: int) -> Blocks:
@@ -71,6 +75,21 @@ def dense(vector: Tensor | None) -> Tensor | None:
     return vector if vector is None else vector.contiguous()
 
 
+def logarithm(align: Tensor | None) -> Tensor | None:
+    """log(align) [C] float32, dense: taken once here, not by every row of a kernel."""
+    return None if align is None else align.to(torch.float32).log().contiguous()
+
+
+def sharpness(temperature: float) -> float:
+    """1 / temperature, by which kernels multiply; finite in float32 for temperatures near 0, and 0 for none."""
+    return min(1 / temperature, 1e38) if temperature > 1e-38 else 1e38 * (temperature != 0)
+
+
+def beside(count: int) -> tuple[int, int]:
+    """The second and third extent of a grid that holds `count` programs there, and at the end some to spare."""
+    return min(count, GRID), -(-count // GRID)
+
+
 class Launch(NamedTuple):
     """A kernel with all its arguments. `run` does nothing for an empty grid, and never waits."""
 
@@ -87,9 +106,3 @@ class Launch(NamedTuple):
                 return self.run(device)
         # Fusing a multiplication and an addition into one rounding is wanted, whatever Triton's default is at the time.
         self.kernel[self.grid](**self.args, num_warps=self.warps, enable_fp_fusion=True)
-
-
-def once(name: str) -> None:
-    """Called by a backward: refuses create_graph=True, which would otherwise take the gradient for a constant in silence."""
-    if torch.is_grad_enabled():
-        raise RuntimeError(f"{name} by Triton is differentiable once; for a second derivative call fastssl.kernels.reference.{name}")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _check
+from ._row_losses import lost
 from ._weighting import label_and_confidence, row_threshold, working_dtype
 
 
@@ -58,7 +59,7 @@ def consistency_loss(
     Args:
         student: [N, C] logits.
         teacher: [N, C] logits, or probabilities with `teacher_is="probabilities"`; those are taken as they are at T = 1, and as
-            normalise(q ** (1 / T)) otherwise.
+            normalise(q ** (1 / T)) otherwise, where one below 0 makes its row NaN.
         kind: one of the table.
         temperature: T > 0, divides the logits of both sides. No factor T**2 is applied.
         sample_weight: [N].
@@ -95,11 +96,13 @@ def consistency_loss(
     else:
         # 0 * log 0 = 0, in the backward pass too: what meets q = 0 is replaced before the product, not only after it.
         nothing = q == 0
-        log_p = (student / temperature).log_softmax(dim=1).masked_fill(nothing, 0.0)
+        student_log_p = (student / temperature).log_softmax(dim=1)
+        log_p = student_log_p.masked_fill(nothing, 0.0)
         if kind == "kl":
             log_q = (teacher / temperature).log_softmax(dim=1) if teacher_is == "logits" else q.masked_fill(nothing, 1.0).log()
             log_p = log_p - log_q.masked_fill(nothing, 0.0)
         loss = -(q * log_p).sum(dim=1)
+        loss = loss + lost(loss, student_log_p)
     return loss if dead is None else (sample_weight * loss).masked_fill(dead, 0.0)
 
 

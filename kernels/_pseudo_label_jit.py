@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ._rows import row_threshold, row_weight, sampled
-from ._student_rows import gradient_chunk, student_rows
+from ._student_rows import gradient_rows, student_rows
 from ._teacher_rows import confidence_rows, teacher_rows
 
 
@@ -23,7 +23,7 @@ def pseudo_label_kernel(
     judge_ptr,  # [N, C] logits or None
     threshold_ptr,  # [], [C] or [N], by THRESHOLD; or None
     variance_ptr,  # [] or None
-    align_ptr,  # [C] or None
+    log_align_ptr,  # [C] or None
     margin_ptr,  # [C] or None
     adjust_ptr,  # [C] or None
     sample_weight_ptr,  # [N] or None
@@ -48,7 +48,7 @@ def pseudo_label_kernel(
     threshold,
     power,
     variance,
-    temperature,
+    sharpness,  # 1 / temperature
     keep,  # what the label keeps of the target, 1 - smoothing
     spread,  # what every other class gets, smoothing / (C - 1)
     scale,
@@ -80,13 +80,13 @@ def pseudo_label_kernel(
         target_total = confidence
     else:
         label, confidence, target_top, target_total = teacher_rows(
-            teacher_ptr, align_ptr, teacher_start, valid, classes, teacher_column, temperature,
+            teacher_ptr, log_align_ptr, teacher_start, valid, classes, teacher_column, sharpness,
             SOFT, ALIGN_FOR, TEACHER_VECTOR, BLOCK_C, LOOPED,
         )  # fmt: skip
     judged = confidence
     if judge_ptr is not None:
         judge_start = n * judge_row_over * ALIGN
-        judged = confidence_rows(judge_ptr, align_ptr, judge_start, valid, classes, judge_column, JUDGE_VECTOR, BLOCK_C, LOOPED)
+        judged = confidence_rows(judge_ptr, log_align_ptr, judge_start, valid, classes, judge_column, JUDGE_VECTOR, BLOCK_C, LOOPED)
     limit = row_threshold(threshold_ptr, threshold, label, n, valid, THRESHOLD)
     spread_of = tl.zeros([BLOCK_N], tl.float32)
     if variance_ptr is not None:
@@ -114,9 +114,9 @@ def pseudo_label_kernel(
         tl.store(weight_ptr + m, weight, mask=valid)
         start = (tl.cast(view, tl.int64) * student_view_over + n * student_row_over) * ALIGN
         student_rows(
-            student_ptr, loss_ptr, stats_ptr, gradient_ptr, teacher_ptr, None, align_ptr if ALIGN_FOR == "both" else None,
+            student_ptr, loss_ptr, stats_ptr, gradient_ptr, teacher_ptr, None, log_align_ptr if ALIGN_FOR == "both" else None,
             adjust_ptr, margin_ptr, label, weight, factor, teacher_start, target_top, target_total, start, m * classes_over * ALIGN, m,
-            valid, tl.cast(rows, tl.int64) * views, classes, student_column, teacher_column, temperature, keep, spread,
+            valid, tl.cast(rows, tl.int64) * views, classes, student_column, teacher_column, sharpness, keep, spread,
             "logits" if SOFT else "hard", SPREAD, STUDENT_VECTOR, BLOCK_C, LOOPED,
         )  # fmt: skip
 
@@ -126,7 +126,7 @@ def gradient_kernel(
     student_ptr,  # [V, N, C] logits
     target_ptr,  # [N, C] teacher logits or probabilities, None for hard targets
     class_weight_ptr,  # [C] or None
-    align_ptr,  # [C] or None
+    log_align_ptr,  # [C] or None
     margin_ptr,  # [C] or None
     adjust_ptr,  # [C] or None
     label_ptr,  # [N] integer, or None for targets that need none
@@ -144,7 +144,7 @@ def gradient_kernel(
     target_row_over,
     target_column,
     upstream_stride,
-    temperature,
+    sharpness,  # 1 / temperature
     keep,
     spread,
     TARGET: tl.constexpr,
@@ -157,8 +157,8 @@ def gradient_kernel(
     """d(sum upstream * loss) / d student from the row statistics of the forward launch: one read, one write."""
     classes = classes_over * ALIGN
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    valid = n < rows
-    view = tl.program_id(1).to(tl.int64)
+    view = tl.program_id(1).to(tl.int64) + tl.program_id(2).to(tl.int64) * tl.num_programs(1)
+    valid = n < tl.where(view < views, rows, 0)
     m = n + view * rows
     count = tl.cast(rows, tl.int64) * views
     weight = tl.load(weight_ptr + m, mask=valid, other=0.0)
@@ -177,10 +177,8 @@ def gradient_kernel(
         target_top = tl.load(target_stats_ptr + n, mask=valid, other=0.0)
         target_total = tl.load(target_stats_ptr + rows + n, mask=valid, other=1.0)
     start = (view * student_view_over + n * student_row_over) * ALIGN
-    end = classes + (VECTOR - 1) if LOOPED else 1
-    for first in range(0, end, BLOCK_C):
-        gradient_chunk(
-            student_ptr, gradient_ptr, target_ptr, class_weight_ptr, align_ptr, adjust_ptr, margin_ptr, label, factor, live, valid,
-            n * target_row_over * ALIGN, target_top, target_total, top, total, mass, start, m * classes_over * ALIGN, first, classes,
-            student_column, target_column, temperature, keep, spread, TARGET, VECTOR, BLOCK_C,
-        )  # fmt: skip
+    gradient_rows(
+        student_ptr, gradient_ptr, target_ptr, class_weight_ptr, log_align_ptr, adjust_ptr, margin_ptr, label, factor, live, valid,
+        n * target_row_over * ALIGN, target_top, target_total, top, total, mass, start, m * classes_over * ALIGN, classes,
+        student_column, target_column, sharpness, keep, spread, TARGET, VECTOR, BLOCK_C, LOOPED,
+    )  # fmt: skip

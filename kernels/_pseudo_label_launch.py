@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._launch import Launch, alignment, blocks, dense, vector
+from ._launch import Launch, alignment, beside, blocks, dense, logarithm, sharpness, vector
 from ._pseudo_label_jit import gradient_kernel, pseudo_label_kernel
 
 
@@ -98,7 +98,7 @@ def forward_launch(student: Tensor, call: Call, out: Rows) -> Launch:
         "judge_ptr": call.judge,
         "threshold_ptr": None if call.threshold_tensor is None else call.threshold_tensor.contiguous(),
         "variance_ptr": call.variance_tensor,
-        "align_ptr": dense(call.align),
+        "log_align_ptr": logarithm(call.align),
         "margin_ptr": dense(call.margin),
         "adjust_ptr": dense(call.adjust),
         "sample_weight_ptr": dense(call.sample_weight),
@@ -123,7 +123,7 @@ def forward_launch(student: Tensor, call: Call, out: Rows) -> Launch:
         "threshold": call.threshold,
         "power": call.power,
         "variance": call.variance,
-        "temperature": call.temperature,
+        "sharpness": sharpness(call.temperature),
         "keep": 1 - call.smoothing,
         "spread": call.smoothing / (classes - 1),
         "scale": call.scale,
@@ -159,7 +159,7 @@ def backward_launch(student: Tensor, call: Call, out: Rows, upstream: Tensor, gr
         "student_ptr": student,
         "target_ptr": target,
         "class_weight_ptr": None,
-        "align_ptr": dense(call.align) if call.align_for == "both" else None,
+        "log_align_ptr": logarithm(call.align) if soft and call.align_for == "both" else None,
         "margin_ptr": dense(call.margin),
         "adjust_ptr": dense(call.adjust),
         "label_ptr": out.label,
@@ -177,7 +177,7 @@ def backward_launch(student: Tensor, call: Call, out: Rows, upstream: Tensor, gr
         "target_row_over": target_strides[0] // align,
         "target_column": target_strides[1],
         "upstream_stride": upstream.stride(0),
-        "temperature": call.temperature,
+        "sharpness": sharpness(call.temperature),
         "keep": 1 - call.smoothing,
         "spread": call.smoothing / (classes - 1),
         "TARGET": "logits" if soft else "hard",
@@ -187,7 +187,7 @@ def backward_launch(student: Tensor, call: Call, out: Rows, upstream: Tensor, gr
         "BLOCK_C": block.classes,
         "LOOPED": block.looped,
     }
-    return Launch(gradient_kernel, (-(-rows // block.rows), views), args, block.warps)
+    return Launch(gradient_kernel, (-(-rows // block.rows), *beside(views)), args, block.warps)
 
 
 def run_forward(student: Tensor, call: Call, stats: bool, gradient: bool) -> Rows:

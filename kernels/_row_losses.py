@@ -5,6 +5,8 @@ N rows, C classes; `log_p` is [N, C] log softmax in float32 or float64.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -63,8 +65,14 @@ def hard_rows(log_p: Tensor, label: Tensor, smoothing: float) -> Tensor:
 
 
 def soft_rows(log_p: Tensor, q: Tensor) -> Tensor:
-    """-sum_c q_c log p_c, [N], with 0 * log 0 = 0."""
-    return -torch.where(q == 0, 0.0, q * log_p).sum(dim=1)
+    """-sum_c q_c log p_c, [N], with 0 * log 0 = 0; NaN for a row without a softmax, though q be 0 everywhere."""
+    rows = -torch.where(q == 0, 0.0, q * log_p).sum(dim=1)
+    return rows + lost(rows, log_p)
+
+
+def lost(rows: Tensor, log_p: Tensor) -> Tensor:
+    """0 [N], but NaN where the softmax is: then all of its row is. Added to a loss, so that no gradient is taken away."""
+    return torch.zeros_like(rows).masked_fill(log_p[:, 0].isnan(), math.nan)
 
 
 def smoothed(label: Tensor, classes: int, smoothing: float, dtype: torch.dtype) -> Tensor:

@@ -1,8 +1,9 @@
 """What every loss kernel does with a tile of logits in registers: load and store it, find its softmax, weigh its rows.
 
 Legend: a tile is [BLOCK_N, BLOCK_C], rows by classes; `start` [BLOCK_N] int64 is the element offset of each row, `slot` [1, BLOCK_C] the
-place in a row's run of memory, `col` the class that lies there, `inside` [BLOCK_N, BLOCK_C] where that is a class of a row that is wanted.
-All arithmetic is float32. Nothing here branches on data, and no function touches memory outside the 16-byte granules of the wanted rows.
+place in a row's run of memory (from `_walk.py` where the tile walks along the row), `col` the class that lies there, `inside`
+[BLOCK_N, BLOCK_C] where that is a class of a row that is wanted. All arithmetic is float32. Nothing here branches on data, and no function
+touches memory outside the 16-byte granules of the wanted rows.
 """
 
 from __future__ import annotations
@@ -10,37 +11,46 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOWEST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)  # the running maximum before anything was seen: finite, so differences are too
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def places(start, wanted, first, classes, VECTOR: tl.constexpr, BLOCK_C: tl.constexpr):
+def exp(x):
+    """exp as a power of two, which the hardware has: relative error about |x| * 2**-24, exp(0) exactly 1, results below 2**-126 are 0."""
+    return tl.exp2(x * LOG2_E)
+
+
+@triton.jit
+def places(start, wanted, slot, classes, EDGE: tl.constexpr, VECTOR: tl.constexpr):
     """col, inside, granule (where a 16-byte granule holds a wanted element), whole (where it holds nothing else), and memory offsets.
 
     VECTOR = 1: slot and class are the same. VECTOR > 1 (elements in 16 bytes) is for rows that start anywhere in a contiguous,
-    16-byte-aligned tensor, an odd number of classes for instance: the tile starts at the granule in which the row starts. All that is
+    16-byte-aligned tensor, an odd number of classes for instance: slots count from the granule in which the row starts. All that is
     decided by granule then, so that loads stay 16 bytes wide, and stores too but in the two granules shared with the neighbours.
+    EDGE = False promises that every slot is a class of a wanted row; the compiler then drops all masks.
     """
-    slot = first + tl.arange(0, BLOCK_C)[None, :]
+    everywhere = tl.full([start.shape[0], slot.shape[1]], True, tl.int1)
     if VECTOR > 1:
         base = start // VECTOR * VECTOR
         shift = (start - base).to(tl.int32)[:, None]
         col = slot - shift
+        if not EDGE:
+            return col, everywhere, everywhere, everywhere, base[:, None] + slot
         granule_slot = slot // VECTOR * VECTOR
-        inside = (col >= 0) & (col < classes) & wanted[:, None]
-        granule = (granule_slot + (VECTOR - 1) >= shift) & (granule_slot < shift + classes) & wanted[:, None]
-        whole = (granule_slot >= shift) & (granule_slot + VECTOR <= shift + classes) & wanted[:, None]
-        return col, inside, granule, whole, base[:, None] + slot
+        end = tl.where(wanted, classes + (start - base).to(tl.int32), 0)[:, None]
+        # One comparison instead of two: what lies before the row is huge without a sign.
+        inside = col.to(tl.uint32, bitcast=True) < tl.where(wanted, classes, 0).to(tl.uint32)[:, None]
+        return col, inside, granule_slot < end, (granule_slot >= shift) & (granule_slot + VECTOR <= end), base[:, None] + slot
     else:
         col = slot + tl.zeros([start.shape[0], 1], tl.int32)
-        inside = (slot < classes) & wanted[:, None]
+        inside = (slot < classes) & wanted[:, None] if EDGE else everywhere
         return col, inside, inside, inside, start[:, None] + slot
 
 
 @triton.jit
-def load_tile(ptr, start, wanted, first, classes, stride_c, VECTOR: tl.constexpr, BLOCK_C: tl.constexpr):
+def load_tile(ptr, start, wanted, slot, classes, stride_c, EDGE: tl.constexpr, VECTOR: tl.constexpr):
     """(tile float32 with -inf where not inside, col, inside). Granules are read whole: what belongs to a neighbour is thrown away."""
-    col, inside, granule, _, offset = places(start, wanted, first, classes, VECTOR, BLOCK_C)
+    col, inside, granule, _, offset = places(start, wanted, slot, classes, EDGE, VECTOR)
     if VECTOR > 1:
         x = tl.load(ptr + offset, mask=granule, other=0.0).to(tl.float32)
         x = tl.where(inside, x, float("-inf"))
@@ -50,12 +60,12 @@ def load_tile(ptr, start, wanted, first, classes, stride_c, VECTOR: tl.constexpr
 
 
 @triton.jit
-def store_tile(ptr, start, wanted, first, classes, value, VECTOR: tl.constexpr, BLOCK_C: tl.constexpr):
+def store_tile(ptr, start, wanted, slot, classes, value, EDGE: tl.constexpr, VECTOR: tl.constexpr):
     """Writes the wanted rows of a contiguous tensor, every element once and nothing else."""
-    _, inside, _, whole, offset = places(start, wanted, first, classes, VECTOR, BLOCK_C)
+    _, inside, _, whole, offset = places(start, wanted, slot, classes, EDGE, VECTOR)
     value = value.to(ptr.dtype.element_ty)
     tl.store(ptr + offset, value, mask=whole)
-    if VECTOR > 1:
+    if VECTOR > 1 and EDGE:
         tl.store(ptr + offset, value, mask=inside & (whole == 0))
 
 
@@ -72,28 +82,9 @@ def first_at(x, top, col):
 
 
 @triton.jit
-def online(x, top, total):
-    """One element more in each lane: the running maximum, and the sum of exp(element - maximum).
-
-    Of the two factors exp(old - new) and exp(x - new) one is always exp(0), so a single exponential serves both.
-    NaN turns the total into NaN and leaves the maximum; +inf shows when the lanes are joined, as inf - inf.
-    """
-    step = tl.exp(-tl.abs(x - top))
-    higher = x > top
-    return tl.where(higher, x, top), tl.where(higher, total * step + 1.0, total + step), higher
-
-
-@triton.jit
-def join(top, total):
-    """Lanes [BLOCK_N, BLOCK_C] of `online` -> maximum [BLOCK_N] and sum [BLOCK_N] of the row (0 where all is -inf)."""
-    highest = tl.max(top, 1)
-    return highest, tl.sum(total * tl.exp(top - highest[:, None]), 1)
-
-
-@triton.jit
 def confidence_of(total):
-    """max softmax = 1 / sum of exp(z - max z); a row of nothing but -inf has none."""
-    return tl.where(total == 0.0, float("nan"), 1.0 / total)
+    """max softmax = 1 / sum of exp(z - max z), correctly rounded, so that ties with a threshold fall as elsewhere; of only -inf: NaN."""
+    return tl.where(total == 0.0, float("nan"), tl.div_rn(1.0, total))
 
 
 @triton.jit
@@ -133,7 +124,7 @@ def row_weight(judged, threshold, power, variance, WEIGHTING: tl.constexpr):
         else:
             below = tl.minimum(judged - threshold, 0.0)
             # A row at or above the threshold has weight 1 even where the variance has shrunk to 0.
-            weight = tl.where(below == 0.0, 1.0, tl.exp(-2.0 * below * below / variance))
+            weight = tl.where(below == 0.0, 1.0, exp(-2.0 * below * below / variance))
             lost = lost | (variance != variance)
     return tl.where(lost, float("nan"), weight)
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from . import _check
+from ._autograd import once, savable
 from ._consistency_jit import consistency_gradient_kernel, consistency_kernel
-from ._launch import Blocks, Launch, alignment, blocks, dense, once, vector
+from ._launch import Blocks, Launch, alignment, blocks, dense, sharpness, vector
 from ._predictions import check_consistency
 
 
@@ -65,7 +66,7 @@ def _shared_args(student: Tensor, teacher: Tensor, call: Call, align: int, wide:
         "student_column": student.stride(1),
         "teacher_row_over": teacher.stride(0) // align,
         "teacher_column": teacher.stride(1),
-        "sharpness": 1.0 / call.temperature,
+        "sharpness": sharpness(call.temperature),
         "KIND": call.kind,
         "TEACHER": call.teacher,
         "ALIGN": align,
@@ -128,7 +129,7 @@ class ConsistencyRows(torch.autograd.Function):
     def forward(ctx, student: Tensor, teacher: Tensor, call: Call) -> Tensor:
         loss, stats = run_forward(student, teacher, call, stats=True)
         ctx.call = call._replace(sample_weight=None)
-        ctx.save_for_backward(student, teacher, call.sample_weight, stats)
+        ctx.save_for_backward(savable(student), savable(teacher), savable(call.sample_weight), stats)
         return loss
 
     @staticmethod
@@ -186,7 +187,7 @@ def _(student, teacher, stats, upstream, *arguments):
 
 def _setup_context(ctx, inputs, output) -> None:
     student, teacher, sample_weight, *ctx.options, _ = inputs
-    ctx.save_for_backward(student, teacher, output[1], sample_weight)
+    ctx.save_for_backward(savable(student), savable(teacher), output[1], savable(sample_weight))
 
 
 def _backward(ctx, upstream, _):

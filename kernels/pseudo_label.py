@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _check, reference
-from ._launch import once
+from ._autograd import once, savable
 from ._pseudo_label_launch import Call, Rows, empty_rows, run_backward, run_forward
 from ._pseudo_labels import PseudoLabel, check_options, check_teacher
 
@@ -40,7 +40,8 @@ class PseudoLabelRows(torch.autograd.Function):
 
 def _kept(call: Call) -> tuple[Tensor | None, ...]:
     """What of a call its gradient reads again: teacher, align, margin, adjust."""
-    return call.teacher if call.temperature else None, call.align if call.temperature else None, call.margin, call.adjust
+    both = (call.teacher, call.align) if call.temperature else (None, None)
+    return tuple(map(savable, (*both, call.margin, call.adjust)))
 
 
 def _known(label: Tensor, weight: Tensor, stats: Tensor, target_stats: Tensor) -> Rows:

@@ -7,6 +7,8 @@ it but `pseudo_label_loss_and_grad` can be differentiated twice. Wrong shapes, d
 
 Rules that hold for all losses:
 * A row of weight 0 has exactly zero loss and gradient, whatever its student logits hold (NaN and inf included).
+* A row of another weight whose student logits hold NaN or +inf, or nothing but -inf, is NaN in loss and gradient, whatever its target:
+  one that sums to 0 too.
 * NaN or +inf in a row of a teacher or judge makes that row's loss and gradient NaN, so that divergence shows; a sample weight of 0 wins.
 * -inf is the logit of an impossible class; 0 * log 0 counts as 0.
 * A label outside [0, C): ValueError on the CPU, NaN loss elsewhere and in compiled code; a sample weight of 0 wins.
@@ -71,7 +73,8 @@ def pseudo_label_loss(
         student: [N, C] logits, or [V, N, C] for V views that share one teacher row.
         teacher: [N, C] logits that do not require grad, or the `PseudoLabel` of an earlier call: then its label and confidence are
             taken as they are, its confidence meets this call's threshold, and `align` and `temperature` are refused.
-        threshold: a number, or a tensor [], [C] (looked up by the row's label) or [N, 1] (row by row).
+        threshold: a number, or a tensor [], [C] (looked up by the row's label) or [N, 1] (row by row). A [] tensor of the host beside
+            tensors of a device is read when the call is made: a captured CUDA graph keeps the value that it had then.
         weighting: one of the table.
         power: exponent of `smooth`, above 0.
         variance: number above 0 or tensor [], for `gaussian`.
@@ -162,7 +165,10 @@ def pseudo_label_loss_and_grad(
     gradient.mul_(factor_v[:, None])
     # Dead rows to 0 by their bits: 0 & NaN is 0 where 0 * NaN is NaN, and on a CPU it takes a tenth of masked_fill's time.
     bits = torch.int64 if gradient.dtype == torch.float64 else torch.int32
-    gradient.view(bits).bitwise_and_(-(~dead)[:, None].to(bits))
+    if torch.jit.is_tracing():  # which cannot write down a view by another dtype
+        gradient.masked_fill_(dead[:, None], 0.0)
+    else:
+        gradient.view(bits).bitwise_and_(-(~dead)[:, None].to(bits))
     return PseudoLabel(loss, label, confidence, weight_v), gradient.to(student.dtype).reshape(student.shape)
 
 

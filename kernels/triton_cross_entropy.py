@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _check, reference
-from ._launch import Launch, alignment, blocks, dense, once, vector
+from ._autograd import once, savable
+from ._launch import Launch, alignment, blocks, dense, vector
 from ._pseudo_label_jit import gradient_kernel
 from ._rows import sampled
 from ._student_rows import student_rows
@@ -138,7 +139,7 @@ def backward_launch(logits: Tensor, call: Call, weight: Tensor, stats: Tensor, u
         "student_ptr": logits,
         "target_ptr": call.target,
         "class_weight_ptr": _per_class(call),
-        "align_ptr": None,
+        "log_align_ptr": None,
         "margin_ptr": dense(call.margin),
         "adjust_ptr": dense(call.adjust),
         "label_ptr": dense(call.label),
@@ -156,7 +157,7 @@ def backward_launch(logits: Tensor, call: Call, weight: Tensor, stats: Tensor, u
         "target_row_over": target_strides[0] // align,
         "target_column": target_strides[1],
         "upstream_stride": upstream.stride(0),
-        "temperature": 1.0,
+        "sharpness": 1.0,
         "keep": 1 - call.smoothing,
         "spread": call.smoothing / (classes - 1),
         "TARGET": "hard" if call.target is None else "probabilities",
@@ -187,7 +188,7 @@ class CrossEntropyRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, call: Call) -> Tensor:
         loss, weight, stats = run_forward(logits, call, stats=True)
-        ctx.save_for_backward(logits, *call[:5], weight, stats)
+        ctx.save_for_backward(logits, *map(savable, call[:5]), weight, stats)
         ctx.smoothing = call.smoothing
         return loss
 
@@ -240,7 +241,7 @@ def _(logits, *_):
 
 def _setup_context(ctx, inputs, output) -> None:
     logits, *tensors, _, smoothing = inputs
-    ctx.save_for_backward(logits, *tensors, *output[1:])
+    ctx.save_for_backward(logits, *map(savable, tensors), *output[1:])
     ctx.smoothing = smoothing
 
 

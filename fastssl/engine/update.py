@@ -54,7 +54,7 @@ class Update:
         self.levels = torch.tensor(levels, dtype=torch.float32, device=device)
         self.rates = torch.zeros_like(self.levels)  # the groups' learning rates are views of it: one launch moves them all
         self.optimizer = make_optimizer(named, dict(zip(levels, self.rates, strict=True)), config, scales, undecayed(method))
-        self.averages = [pairs(*triple) for triple in method.averages()]
+        self.averages = [Average(*triple) for triple in method.averages()]
         self.scale = torch.full((), FIRST_SCALE, device=device) if scaled else None
         self.growth = torch.zeros((), dtype=torch.int32, device=device)
 
@@ -106,13 +106,8 @@ class Update:
             if self.scale is not None:
                 torch._amp_update_scale_(self.scale, self.growth, found_inf, 2.0, 0.5, 2000)
             self.ok.logical_and_(finite)
-            for average, source, buffers, decay in self.averages:
-                # average += (1 - decay) (source - average), by 0-d factors: no host number is frozen into a capture.
-                step = torch._foreach_sub(source, average)
-                torch._foreach_mul_(step, finite * (1.0 - decay))
-                torch._foreach_add_(average, step)
-                for target, value in buffers:
-                    target.copy_(value)
+            for average in self.averages:
+                average.move(finite)
             if self.watch is not None:
                 self.watch("update")
 
@@ -167,8 +162,27 @@ def layer_scales(method: Method, decay: float) -> dict[str, float]:
     return scales
 
 
-def pairs(average: nn.Module, source: nn.Module, decay: float) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]], float]:
-    """Averaged and source parameters that move, and buffers to copy. Frozen parameters are equal already and stay out."""
-    moving = [(a, s) for a, s in zip(average.parameters(), source.parameters(), strict=True) if s.requires_grad]
-    buffers = list(zip(average.buffers(), source.buffers(), strict=True))
-    return [a.detach() for a, _ in moving], [s.detach() for _, s in moving], buffers, decay
+class Average:
+    """An averaged copy of a network: average += (1 - decay) (source - average), and the source's buffers.
+
+    Frozen parameters are equal already and stay out.
+    """
+
+    def __init__(self, average: nn.Module, source: nn.Module, decay: float):
+        moving = [(a, s) for a, s in zip(average.parameters(), source.parameters(), strict=True) if s.requires_grad]
+        self.average, self.source = [a.detach() for a, _ in moving], [s.detach() for _, s in moving]
+        self.buffers, self.values = list(average.buffers()), list(source.buffers())
+        self.decay = decay
+
+    def move(self, finite: Tensor) -> None:
+        """One step, or none where `finite` ([] bool) says so: by a 0-d factor, so that no host number is frozen into a capture."""
+        weight = finite * (1.0 - self.decay)
+        if weight.is_cuda:  # three launches over all tensors, where lerp by a tensor would be one for each
+            step = torch._foreach_sub(self.source, self.average)
+            torch._foreach_mul_(step, weight)
+            torch._foreach_add_(self.average, step)
+        elif self.average:
+            weights = {kind: weight.to(kind) for kind in {a.dtype for a in self.average}}
+            torch._foreach_lerp_(self.average, self.source, [weights[a.dtype] for a in self.average])
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.values)

@@ -113,7 +113,7 @@ def test_a_spill_and_narrow_accesses_are_seen(compiler: Callable) -> None:
     sound, spilling, narrow = re.split("few registers\n|unaligned\n", found)
     assert sound.strip() == ""
     assert re.search(r"sm_90: spills: \d+ bytes of stack a thread, [1-9]\d* STL and [1-9]\d* LDL instructions", spilling)
-    assert re.search(r"sm_90: narrow loads: 32 bytes a thread could go in pieces of 16 or more, and 0 do", narrow)
+    assert re.search(r"sm_90: narrow loads: 128 bytes a thread could go in pieces of 16 or more, and 0 do", narrow)
 
 
 def test_interpreted_kernels_are_refused(compiler: Callable) -> None:

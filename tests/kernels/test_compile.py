@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from fastssl.kernels import PseudoLabel, class_statistics, consistency_loss, cross_entropy, pseudo_label_loss, pseudo_label_loss_and_grad
 
@@ -101,3 +102,57 @@ def test_no_value_is_asked_by_closed_form_and_statistics() -> None:
     found, gradient = pseudo_label_loss_and_grad(x[None], x, scale=x[:, 0], threshold=x[0], margin=x[0], smoothing=0.1)
     assert found.loss.is_meta and gradient.shape == (1, N, C)
     assert class_statistics(x, threshold=x[0]).histogram.is_meta
+
+
+@pytest.mark.parametrize("outside", [C, -1, 255])
+def test_labels_outside_are_nan_where_nothing_reads_them(outside: int) -> None:
+    """A compiled call raises nothing for a value: the row shows it, unless its sample weight is 0."""
+
+    def both(student, label, weight):
+        teacher = PseudoLabel(weight, label, torch.ones_like(weight), weight)
+        found, gradient = pseudo_label_loss_and_grad(student, teacher, scale=1.0, threshold=0.5, sample_weight=weight)
+        return (
+            found.loss,
+            gradient.sum(1),
+            cross_entropy(student, label, sample_weight=weight),
+            cross_entropy(student, label, smoothing=0.1),
+        )
+
+    torch.compiler.reset()
+    label, weight = (torch.arange(N) % C), torch.ones(N)
+    label[1], label[2], weight[2] = outside, outside, 0.0
+    found = torch.compile(both, fullgraph=True, backend="aot_eager")(normal(N, C), label, weight)
+    lost = [row == 1 for row in range(N)]
+    assert [rows.isnan().tolist() for rows in found[:3]] == [lost] * 3 and [rows[2] for rows in found[:3]] == [0, 0, 0]
+    assert found[3].isnan().tolist() == [row in (1, 2) for row in range(N)]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_forward_mode_keeps_its_tangents(name: str) -> None:
+    """Dual tensors, func.jvp, and func.jvp within a compiled function, against the sum over the rows' gradients."""
+    student, tangent = normal(N, C), torch.linspace(-1, 2, N * C).reshape(N, C)
+    leaf = student.clone().requires_grad_()
+    rows = CALLS[name](leaf)[0]
+    slopes = [torch.autograd.grad(row, leaf, retain_graph=True)[0] for row in rows.flatten()]
+    wanted = torch.stack([(slope * tangent).sum() for slope in slopes])
+    assert wanted.abs().sum() > 0
+    with forward_ad.dual_level():
+        found = [forward_ad.unpack_dual(CALLS[name](forward_ad.make_dual(student, tangent))[0]).tangent]
+    call = lambda s: torch.func.jvp(lambda z: CALLS[name](z)[0], (s,), (tangent,))[1]  # noqa: E731
+    torch.compiler.reset()
+    for tangents in (*found, call(student), torch.compile(call, fullgraph=True, backend="aot_eager")(student)):
+        torch.testing.assert_close(tangents, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_script_trace_holds_no_values_of_its_example() -> None:
+    def both(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found, gradient = pseudo_label_loss_and_grad(student, teacher, scale=1.0, threshold=0.5)
+        return found.loss, gradient
+
+    with pytest.warns(Warning):  # torch.jit is deprecated; shapes are frozen
+        traced = torch.jit.trace(both, (normal(N, C), normal(N, C)), check_trace=False)
+    student, teacher = normal(N, C), normal(N, C)
+    # Of these the closed form asks values: rows that fall away though their logits are broken, and rows that are lost.
+    student[1], teacher[1], student[2], teacher[3] = torch.nan, 0.0, torch.nan, torch.nan
+    for ours, theirs in zip(traced(student, teacher), both(student, teacher), strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True)

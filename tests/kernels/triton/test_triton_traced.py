@@ -71,6 +71,29 @@ def test_one_graph_serves_any_number_of_rows_and_any_number_as_option(device: st
         torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("outside", [C, -1, 255])
+def test_labels_outside_are_nan_where_nothing_reads_them(outside: int, device: str) -> None:
+    """A compiled call raises nothing for a value: the row shows it, unless its sample weight is 0."""
+
+    def both(student, label, weight):
+        teacher = PseudoLabel(weight, label, torch.ones_like(weight), weight)
+        found, gradient = pseudo_label_loss_and_grad(student, teacher, scale=1.0, threshold=0.5, sample_weight=weight)
+        return (
+            found.loss,
+            gradient.sum(1),
+            cross_entropy(student, label, sample_weight=weight),
+            cross_entropy(student, label, smoothing=0.1),
+        )
+
+    torch.compiler.reset()
+    label, weight = (torch.arange(N) % C).to(device), torch.ones(N, device=device)
+    label[1], label[2], weight[2] = outside, outside, 0.0
+    found = torch.compile(both, fullgraph=True, backend="aot_eager")(normal(N, C).to(device), label, weight)
+    lost = [row == 1 for row in range(N)]
+    assert [rows.isnan().tolist() for rows in found[:3]] == [lost] * 3 and [rows[2] for rows in found[:3]] == [0, 0, 0]
+    assert found[3].isnan().tolist() == [row in (1, 2) for row in range(N)]
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_opcheck_pseudo_label(device: str, soft: bool) -> None:
     """Schema, aliasing, fakes against real results, and autograd through the dispatcher."""
