@@ -1,7 +1,9 @@
 """VPT's exact cheap form against the plain one, kept here as the oracle: prompts appended as tokens, outputs sliced off."""
 
+import pytest
 import torch
 
+from fastssl.models import vit as vision
 from fastssl.models.vit import VisionTransformer
 
 
@@ -73,3 +75,43 @@ def test_grey_stem_averages_colour():
     vit = small()
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     assert torch.equal(vit(x), vit(x.mean(1, keepdim=True)))
+
+
+def bf16_heads(queries, keys, depth=16):
+    g = torch.Generator().manual_seed(1)
+    return [torch.randn(6, 3, t, depth, generator=g).to(torch.bfloat16).requires_grad_() for t in (queries, keys, keys)]
+
+
+@pytest.mark.parametrize("queries, keys", [(17, 20), (1, 9), (33, 47)])
+def test_attention_in_bfloat16_is_attention(queries, keys):
+    """Outputs and gradients within what bf16 keeps (2**-8 of a value) of float64's; sums of a few dozen products stay below three of it."""
+    heads = bf16_heads(queries, keys)
+    made = vision.attend(*heads)
+    assert made.dtype == torch.bfloat16 and made.shape == (6, queries, 48)
+    exact = [t.detach().double().requires_grad_() for t in heads]
+    q, k, v = exact
+    wanted = ((q @ k.mT / 4).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    upstream = torch.randn(made.shape, generator=torch.Generator().manual_seed(2))
+    made.backward(upstream.to(torch.bfloat16))
+    wanted.backward(upstream.double())
+    for got, want in [(made, wanted), *((a.grad, b.grad) for a, b in zip(heads, exact, strict=True))]:
+        assert (got.double() - want).norm() < 3 * 2**-8 * want.norm()
+
+
+def test_attention_in_bfloat16_in_pieces_is_the_same(monkeypatch):
+    """Without gradients scores are made a piece at a time, here an image."""
+    heads = bf16_heads(5, 7)
+    whole = vision.attend(*heads)
+    monkeypatch.setattr(vision, "_SCORES", 3 * 5 * 7)
+    with torch.no_grad():
+        assert torch.equal(vision.attend(*heads), whole)
+        monkeypatch.setattr(vision, "_SCORES", 1)
+        assert torch.equal(vision.attend(*heads), whole)
+
+
+def test_dropout_in_bfloat16_falls_on_the_weights():
+    q, k, _ = bf16_heads(5, 40)
+    ones = torch.ones_like(k)
+    torch.manual_seed(0)
+    made = torch.stack([vision.attend(q, k, ones, dropout=0.25) for _ in range(50)]).float()
+    assert abs(made.mean() - 1) < 0.01 and made.std() > 0.02, "a row of weights sums to 1 on average, and to no 1 each time"
