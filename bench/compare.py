@@ -52,13 +52,18 @@ def read(path: Path) -> dict[str, Any]:
         raise BadFile(f"{path} holds no list of benchmarks; give a file that pytest bench --benchmark-only --benchmark-json=FILE wrote")
     if not rows:
         raise BadFile(f"{path} holds no rows; was everything skipped or deselected?")
-    return {"": report.get("machine_info", {}), **{row["name"]: row for row in rows}}
+    for row in rows:
+        numbers = [row["stats"].get(key) for key in ("median", "iqr")] if isinstance(row["stats"], dict) else []
+        if len(numbers) != 2 or not all(isinstance(n, int | float) for n in numbers) or numbers[0] <= 0:
+            raise BadFile(f"{path}: row {row['name']} has no median and spread; give a file that --benchmark-json wrote")
+    return {"": report.get("machine_info") or {}, **{row["name"]: row for row in rows}}
 
 
 def values(row: dict[str, Any]) -> dict[str, Value]:
     """What a row measured: its time in seconds, and its ratios to peers."""
-    stats, info = row["stats"], row.get("extra_info", {})
-    found = {"median s": Value(stats["median"], stats["iqr"] / 2)}
+    stats, info = row["stats"], row.get("extra_info") or {}
+    calls = info.get("steps_a_round", 1)  # a round of a step's row is several steps
+    found = {"median s": Value(stats["median"] / calls, stats["iqr"] / 2 / calls)}
     for key, middle in info.items():
         low, high = info.get(f"{key}_low"), info.get(f"{key}_high")
         if key.startswith("ratio") and isinstance(middle, float) and low is not None and high is not None:
@@ -102,7 +107,7 @@ def table(changes: list[Change]) -> list[str]:
 
 def machines(first: dict[str, Any], second: dict[str, Any]) -> str | None:
     """A warning where both reports come of different machines, else None."""
-    words = [(m.get("node"), m.get("cpu", {}).get("brand_raw"), m.get("cpu", {}).get("count")) for m in (first[""], second[""])]
+    words = [(m.get("node"), (m.get("cpu") or {}).get("brand_raw"), (m.get("cpu") or {}).get("count")) for m in (first[""], second[""])]
     return None if words[0] == words[1] else f"the files come of different machines, {words[0]} and {words[1]}: trust the ratios alone"
 
 

@@ -137,11 +137,16 @@ def main(argv: list[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         print("bench.gpu_steps needs a CUDA device; torch sees none", file=sys.stderr)
         return 2
+    known = [*rows_for(args.device), *(check.__name__ for check in step_checks.CHECKS)]
+    strange = [part for part in args.only if not any(part in name for name in known)]
+    if strange:
+        print(f"--only {' '.join(strange)} is in no name; there are {', '.join(known)}", file=sys.stderr)
+        return 2
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS wakes: the deterministic check needs it
     machine = Machine(args.device)
     wanted = lambda name: not args.only or any(part in name for part in args.only)  # noqa: E731
     facts = gpu_report.environment(machine, args.commit)
-    stem = gpu_report.stem(facts).replace("losses-", "steps-", 1)
+    stem = gpu_report.stem(facts).replace("losses-", "steps-", 1) + time.strftime("-%H%M%S")  # a part may be run again on the same day
     session = Session(machine, args.seconds, args.out / f"{stem}.jsonl")
     session.say("; ".join(f"{key} {value}" for key, value in facts.items()))
     outcomes = []
@@ -162,6 +167,9 @@ def main(argv: list[str] | None = None) -> int:
     session.say(f"{len(session.records)} rows, {len(failed)} failed, {len(session.not_run)} not run; {report}")
     for name in failed:
         print(f"failed: {name}", flush=True)
+    if not outcomes and not session.records and not failed:
+        print("nothing ran: give more --seconds, or another --only", file=sys.stderr)
+        return 1
     return 1 if failed else 0
 
 

@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         from ..engine.assemble import assemble
         from ..engine.directory import check_free, claim
 
+        if args.dry_run and config.train.profile:
+            raise ConfigError("--dry-run writes nothing and --profile writes a profile; leave one of them out")
         if args.out and not args.dry_run:
             check_free(Path(args.out), overwrite=args.overwrite)
         places.fetch(args, config.data)

@@ -88,14 +88,15 @@ def _profilers() -> Any:
     return ProfilerActivity
 
 
-def kernels(run: Callable[[], Any], device: torch.device) -> int:
-    """CUDA kernels that a call launches; copies and fills by the driver are not counted."""
+def kernels(run: Callable[[], Any], device: torch.device) -> int | None:
+    """CUDA kernels that a call launches, or None where the profiler sees none; copies and fills by the driver are not counted."""
     ProfilerActivity = _profilers()
-    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as recorded:
-        run()
-        torch.cuda.synchronize(device)
-    on_device = [event.name for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
-    return sum(not name.startswith(("Memcpy", "Memset")) for name in on_device)
+    for _ in range(2):  # a first recording may miss what runs while the profiler starts
+        with torch.profiler.profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+            run()
+            torch.cuda.synchronize(device)
+    on_device = [e for e in recorded.events() if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
+    return sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_device) or None
 
 
 def work(run: Callable[[], Any]) -> int:

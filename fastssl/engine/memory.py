@@ -28,7 +28,7 @@ from .step import AMP_TYPES
 from .update import trainable
 
 STATES = {"sgd": 1, "adamw": 2, "lars": 1}  # tensors of a weight's shape that an optimiser keeps (sgd: with momentum)
-SPARE = 0.1  # share of memory left to what is not foreseen: libraries' workspaces, pieces too small to serve
+SPARE = 0.2  # share of memory left to what is not foreseen: libraries' workspaces, pieces too small to serve
 EVALUATED = 512  # images at once, see sweep.logits_of
 
 
@@ -45,15 +45,18 @@ class Memory:
     fixed: int  # weights, gradients, optimiser, averages, images held, what the process or device held before
     per_row: int  # a labelled image and its unlabelled ones: their views, and what the backward pass keeps of them
     evaluation: int  # what evaluating takes beside weights
+    after: int = 0  # gradients and the way of averages, at the end of a step, where they are more than what the fixed part has of them
+    captured: bool = False  # a captured step's memory stays its own, and evaluation needs more beside it
 
     @property
     def peak(self) -> int:
-        return max(self.fixed + self.per_row * self.rows, self.fixed + self.evaluation)
+        step = max(self.per_row * self.rows, self.after)
+        return self.fixed + (step + self.evaluation if self.captured else max(step, self.evaluation))
 
     def rows_in(self, room: int, *, evaluating: bool = False) -> int:
         """Labelled images a draw that `room` bytes hold, `SPARE` left over, rounded down; 0 where the fixed part alone is too much."""
-        left = int(room * (1 - SPARE)) - self.fixed - (self.evaluation if evaluating else 0)
-        return max(0, left // max(1, self.per_row))
+        left = int(room * (1 - SPARE)) - self.fixed - (self.evaluation if evaluating or self.captured else 0)
+        return max(0, left // max(1, self.per_row)) if left >= self.after else 0
 
     def fits(self, room: int) -> bool:
         return self.peak <= room * (1 - SPARE)
@@ -83,7 +86,9 @@ def foresee(
     base = allocated(device) - held + size_of(method.buffers())  # a step keeps a copy of buffers, to undo itself
     states = 0 if train.optimizer == "sgd" and train.momentum == 0 else STATES[train.optimizer]
     networks = [module for module in method.modules() if isinstance(module, Network)]
-    found: dict[frozenset[str], tuple[int, int]] = {}
+    found: dict[frozenset[str], Memory] = {}
+    captured = device.type == "cuda" and train.step_mode in ("auto", "graph")
+    evaluation = evaluation_bytes(method.judged(), min(EVALUATED, tested), image, device, amp) if tested else 0
     for stage in stages(method, train.steps):
         method.enter(stage)
         named = trainable(method, stage)
@@ -91,18 +96,20 @@ def foresee(
         if key in found:
             continue
         weights = size_of(p for _, p in named)
-        moved = size_of(a for average, _, _ in method.averages() for a in average.parameters())
+        # On CUDA averages go by a copy of all differences; on the CPU each goes in place.
+        pairs = [pair for a, b, _ in method.averages() for pair in zip(a.parameters(), b.parameters(), strict=True)]
+        moved = size_of(average for average, source in pairs if source.requires_grad) if device.type == "cuda" else 0
         trained = [network for network in networks if any(p.requires_grad for p in network.parameters())]
-        peaks = []
+        taken = []
         for count in (rows, 2 * rows):
             shapes = Shapes(views, count, train.ratio, image, device, amp, method.weak_pass == "separate")
-            # Backward, or afterwards: gradients, and the way that averages go.
-            peaks.append(base + states * weights + max(sum(step_bytes(network, shapes) for network in trained), weights + moved))
-        found[key] = (peaks[0], (peaks[1] - peaks[0]) // rows)
+            taken.append(sum(step_bytes(network, shapes) for network in trained))
+        per_row = (taken[1] - taken[0]) // rows
+        still = max(0, taken[0] - per_row * rows)  # of a step whatever the batch
+        fixed = max(0, base + states * weights + still)
+        found[key] = Memory(str(device), rows, fixed, per_row, evaluation, max(0, weights + moved - still), captured)
     method.enter(next(stages(method, train.steps)))
-    peak, per_row = max(found.values())
-    evaluation = evaluation_bytes(method.judged(), min(EVALUATED, tested), image, device, amp) if tested else 0
-    return Memory(str(device), rows, max(0, peak - per_row * rows), per_row, evaluation)
+    return max(found.values(), key=lambda memory: memory.peak)
 
 
 def stages(method: Method, steps: int) -> Iterator[Stage]:
@@ -172,6 +179,12 @@ def mend(found: Memory, train: TrainConfig, space: int, *, failed: bool = False,
         failed: this batch size did not fit, whatever the estimate says.
         evaluating: it was evaluation that did not.
     """
+    if evaluating or found.fixed <= space * (1 - SPARE) < found.fixed + found.evaluation:
+        takes = told(found.fixed + found.evaluation)
+        return (
+            f"evaluating up to {EVALUATED} images at once takes about {takes} of {told(space)}, whatever the batch; "
+            "take a smaller --model or --size, or --amp bf16"
+        )
     parts = f"{told(found.fixed)} fixed and {told(found.per_row)} a labelled image, of {told(space)}"
     fit = found.rows_in(space, evaluating=evaluating)
     if fit >= found.rows and failed:

@@ -48,7 +48,8 @@ def make_optimizer(
             group["adapt"] = all(p.ndim > 1 for p in group["params"])
         optimizer = LARS(groups, lr=0.0, momentum=config.momentum, eta=config.trust)
     else:
-        optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
+        optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True, capturable=True)  # torch refuses to capture it otherwise
+        optimizer._warned_capturable_if_run_uncaptured = True  # and warns of eager steps, which are meant too
         for _, p in named:
             optimizer.state[p].update(
                 step=torch.zeros((), dtype=torch.float32, device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)

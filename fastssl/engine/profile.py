@@ -28,7 +28,7 @@ class Profile:
 
     phases: dict[str, float]  # of an eager step that is watched, by PHASES: they add up to it
     whole: dict[str, float]  # mode -> seconds of a step that is not watched: "eager", and the run's own
-    launches: dict[str, int]  # mode -> what `unit` names
+    launches: dict[str, int | None]  # mode -> what `unit` names; None where they cannot be counted
     unit: str
     flops: int  # of an eager step; a multiplication and an addition are two
     ceiling: float  # FLOP/s of a matrix product
@@ -43,7 +43,12 @@ class Profile:
         for mode, seconds in self.whole.items():
             inside = "" if mode == "eager" else "   (only the whole can be measured in this mode)"
             lines.append(f"whole step, {mode}: {1e3 * seconds:.3f} ms{inside}")
-        lines.append("launches: " + ", ".join(f"{count:,} {self.unit} ({mode})" for mode, count in self.launches.items()))
+        lines.append(
+            "launches: "
+            + ", ".join(
+                f"{count:,} {self.unit} ({mode})" if count else f"not to be counted here ({mode})" for mode, count in self.launches.items()
+            )
+        )
         mode, seconds = list(self.whole.items())[-1]
         reached = self.flops / seconds if seconds else 0.0
         lines.append(

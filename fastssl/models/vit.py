@@ -72,11 +72,12 @@ def _in_bfloat16(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
 
     On a CPU with avx512_bf16 torch's fused attention is as slow in bf16 as in fp32, and 5 to 8 times slower over a few dozen tokens; this
     form takes a half to a third of the fp32 time, forward and backward. It keeps its scores, which is what fused attention is there to
-    avoid: without gradients they are made in pieces of 64 MiB.
+    avoid: without gradients they are made in pieces of 64 MiB. Scores and weights are rounded to bf16, which fused attention spares: it is
+    off by 0.4 % where scores are near 1 and by 1 % where they are near 10 (fused 0.2 %, measured against fp64 over 65 tokens).
     """
     images, heads, queries, depth = q.shape
     pieces = 1 if torch.is_grad_enabled() else max(1, -(-images * heads * queries * k.shape[2] // _SCORES))
-    parts = zip(*(t.chunk(min(pieces, images)) for t in (q * depth**-0.5, k, v)), strict=True)
+    parts = zip(*(t.chunk(max(1, min(pieces, images))) for t in (q * depth**-0.5, k, v)), strict=True)
     made = []
     with torch.autocast("cpu", enabled=False):
         for some, keys, values in parts:

@@ -81,3 +81,24 @@ def test_bad_files_are_one_sentence(write, capsys, content, told):
 def test_a_missing_file_is_one_sentence(tmp_path, capsys):
     assert compare.main([str(tmp_path / "none.json"), str(tmp_path / "none.json")]) == 2
     assert "cannot read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stats", [{}, None, {"median": 0, "iqr": 1}, {"median": "1", "iqr": 1}])
+def test_rows_without_a_time_are_refused(write, capsys, stats):
+    bad = report(("row", 1.0, 0.1))
+    bad["benchmarks"][0]["stats"] = stats
+    assert compare.main([write("a.json", bad), write("b.json", report(("row", 1.0, 0.1)))]) == 2
+    assert "row row has no median and spread" in capsys.readouterr().err
+
+
+def test_empty_facts_are_no_error(write):
+    bare = report(("row", 1.0, 0.1))
+    bare["machine_info"] = bare["benchmarks"][0]["extra_info"] = None
+    assert compare.main([write("a.json", bare), write("b.json", bare)]) == 0
+
+
+def test_a_round_may_hold_several_steps(write, capsys):
+    one = report(("row", 1.0, 0.001), row={"steps_a_round": 10})
+    two = report(("row", 2.0, 0.002), row={"steps_a_round": 20})
+    assert compare.main([write("a.json", one), write("b.json", two), "--strict"]) == 0
+    assert "1.00  noise" in capsys.readouterr().out

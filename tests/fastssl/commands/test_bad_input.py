@@ -48,6 +48,7 @@ def fails(capsys, tmp_path, args, code, *fragments):
         (["--config", "nowhere.yaml"], 2, ("nowhere.yaml",)),
         (["--batch-size", "0"], 2, ("batch_size", "at least 1")),
         (["--steps", "0"], 2, ("train.steps", "at least 1")),
+        (["--dry-run", "--profile"], 2, ("--dry-run writes nothing", "--profile")),
         (["--lr", "nan"], 2, ("train.lr", "nan")),
         (["--ema", "1.5"], 2, ("train.ema", "at most 1")),
         (["--set", "train.keep=-1"], 2, ("train.keep",)),

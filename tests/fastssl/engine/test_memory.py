@@ -114,22 +114,22 @@ def test_optimiser_and_averages_are_fixed_costs(toy, monkeypatch):
 
 def test_rows_that_fit_are_rounded_down():
     found = Memory("cuda:0", rows=64, fixed=200 * MIB, per_row=10 * MIB, evaluation=100 * MIB)
-    assert found.peak == 840 * MIB and found.fits(934 * MIB) and not found.fits(933 * MIB)
-    assert found.rows_in(1000 * MIB) == 70 and found.rows_in(499 * MIB) == 24 and found.rows_in(100 * MIB) == 0
-    assert found.rows_in(1000 * MIB, evaluating=True) == 60
+    assert found.peak == 840 * MIB and found.fits(1050 * MIB) and not found.fits(1049 * MIB)
+    assert found.rows_in(1000 * MIB) == 60 and found.rows_in(550 * MIB) == 24 and found.rows_in(100 * MIB) == 0
+    assert found.rows_in(1000 * MIB, evaluating=True) == 50
     assert Memory("cpu", 1, 10, 1, 50).peak == 60  # evaluation may be the dearest
 
 
 @pytest.mark.parametrize(
     ("batch", "rows", "space", "failed", "wanted"),
     [
-        (64, 64, 499, False, "--batch-size 24 would fit (200.0 MiB fixed and 10.0 MiB a labelled image, of 499.0 MiB), and --set "
+        (64, 64, 550, False, "--batch-size 24 would fit (200.0 MiB fixed and 10.0 MiB a labelled image, of 550.0 MiB), and --set "
          "train.accumulate=4 keeps the batch of 64"),
         (64, 64, 9000, True, "--batch-size 32 would fit"),  # it did not, whatever the estimate says
-        (64, 16, 339, True, "--batch-size 40 would fit"),  # four draws a step already: each may bring 10
-        (64, 16, 339, True, "train.accumulate=8 keeps the batch of 64"),
-        (7, 7, 260, True, "--batch-size 3 would fit"),
-        (7, 7, 260, True, "train.accumulate=7 keeps"),  # pieces are equal
+        (64, 16, 382, True, "--batch-size 40 would fit"),  # four draws a step already: each may bring 10
+        (64, 16, 382, True, "train.accumulate=8 keeps the batch of 64"),
+        (7, 7, 290, True, "--batch-size 3 would fit"),
+        (7, 7, 290, True, "train.accumulate=7 keeps"),  # pieces are equal
         (64, 64, 200, True, "not even --batch-size 1 would fit"),
         (1, 1, 9000, True, "not even --batch-size 1 would fit"),
     ],
@@ -137,6 +137,37 @@ def test_rows_that_fit_are_rounded_down():
 def test_a_batch_that_would_fit(batch, rows, space, failed, wanted):
     found = Memory("cuda:0", rows=rows, fixed=200 * MIB, per_row=10 * MIB, evaluation=0)
     assert wanted in mend(found, TrainConfig(batch_size=batch), space * MIB, failed=failed)
+
+
+def test_a_captured_step_keeps_its_memory_while_evaluating():
+    found = Memory("cuda:0", rows=10, fixed=200 * MIB, per_row=10 * MIB, evaluation=300 * MIB, captured=True)
+    assert found.peak == 600 * MIB and found.rows_in(1000 * MIB) == 30
+    assert Memory("cuda:0", 10, 200 * MIB, 10 * MIB, 300 * MIB).peak == 500 * MIB
+
+
+def test_gradients_that_outweigh_activations_do_not_hide_what_an_image_takes():
+    found = Memory("cpu", rows=1, fixed=200 * MIB, per_row=MIB, evaluation=0, after=90 * MIB)
+    assert found.peak == 290 * MIB and found.rows_in(400 * MIB) == 120
+    assert found.rows_in(350 * MIB) == 0, "not even the gradients fit"
+
+
+def test_a_small_batch_of_a_large_network_still_has_a_slope(toy, monkeypatch):
+    """Where one image's activations are less than the gradients, the line of two draws was flat."""
+    monkeypatch.setattr(memory, "allocated", lambda device: 100 * MIB)
+    method = toy.method("supervised", "linear").float()
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(27, 2000), nn.Tanh(), nn.Linear(2000, 7))
+    wide.num_features = 7
+    method.network.encoder = wide
+    found = memory.foresee(method, TrainConfig(), views=Views(("weak",)), image=(3, 3, 3), rows=1)
+    assert found.per_row >= 4 * 2000, "the hidden layer of one image"
+    assert found.peak >= 100 * MIB + 2 * memory.size_of(method.parameters()), "momentum and gradients"
+
+
+@pytest.mark.parametrize("evaluating, room", [(False, 1000), (True, 5000)])
+def test_evaluation_that_does_not_fit_is_not_laid_at_the_batchs_door(evaluating, room):
+    found = Memory("cpu", rows=4, fixed=200 * MIB, per_row=10 * MIB, evaluation=900 * MIB)
+    said = mend(found, TrainConfig(batch_size=4), room * MIB, failed=evaluating, evaluating=evaluating)
+    assert said.startswith("evaluating up to 512 images at once takes about 1.07 GiB of") and "--batch-size" not in said
 
 
 ERRORS = {
@@ -168,8 +199,10 @@ def fails(error, when=1):
 
 def ended(capsys, folder, doing, step):
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith(f"fastssl: out of memory on cpu while {doing}, after step {step}: --batch-size ")
-    assert " would fit (" in line and "--set train.accumulate=" in line and "keeps the batch of 8" in line
+    mend = "evaluating up to 512 images" if doing == "evaluating" else "--batch-size "
+    assert line.startswith(f"fastssl: out of memory on cpu while {doing}, after step {step}: {mend}")
+    if doing != "evaluating":
+        assert " would fit (" in line and "--set train.accumulate=" in line and "keeps the batch of 8" in line
     status = json.loads((folder / "STATUS.json").read_text())
     assert status["state"] == "failed" and status["step"] == step and "out of memory" in status["reason"]
     assert (folder / "config.yaml").exists() and (folder / "split.csv").exists()

@@ -1,5 +1,7 @@
 """LARS against its equations in numpy, decay exemptions, and accumulated gradients against whole batches."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -131,3 +133,39 @@ def test_what_a_network_asks_to_leave_undecayed_is():
         groups = make_optimizer(named, {1.0: torch.tensor(0.1)}, config, {}, undecayed(holder)).param_groups
         decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
         assert decay[id(holder["net"].weight)] == 0.3 and decay[id(holder["net"].position)] == (0.3 if decay_all else 0.0)
+
+
+@pytest.fixture
+def as_if_capturing(monkeypatch):
+    """torch's optimisers believe that a CUDA graph is being captured."""
+    stream = SimpleNamespace(is_capturing=lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *args, **options: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda *args: stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "lars"])
+def test_every_optimiser_lets_itself_be_captured(as_if_capturing, kind):
+    weight = nn.Parameter(torch.ones(3, 3))
+    optimizer = make_optimizer([("w", weight)], {1.0: torch.full((), 0.1)}, TrainConfig(optimizer=kind), {})
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert (weight < 1).all()
+
+
+def test_torch_refuses_what_is_not_made_for_it(as_if_capturing):
+    """Else the test above would see nothing."""
+    weight = nn.Parameter(torch.ones(3, 3))
+    weight.grad = torch.ones_like(weight)
+    with pytest.raises(RuntimeError, match="capturable"):
+        torch.optim.AdamW([weight], lr=torch.tensor(0.1), fused=True).step()
+
+
+def test_eager_steps_of_adamw_warn_of_nothing(recwarn):
+    weight = nn.Parameter(torch.ones(3, 3))
+    optimizer = make_optimizer([("w", weight)], {1.0: torch.full((), 0.1)}, TrainConfig(optimizer="adamw"), {})
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    assert not recwarn.list

@@ -51,9 +51,10 @@ def test_captured_steps_equal_compiled_ones_bit_for_bit(steps, deterministic, na
 
 
 @pytest.mark.compiler
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
 @pytest.mark.parametrize("name", METHODS)
-def test_captured_steps_equal_eager_ones(steps, name):
-    eager, captured = (run_of(name, mode)[0] for mode in ("eager", "graph"))
+def test_captured_steps_equal_eager_ones(steps, name, optimizer):
+    eager, captured = (run_of(name, mode, "--set", f"train.optimizer={optimizer}")[0] for mode in ("eager", "graph"))
     for step in (eager, captured):
         torch.manual_seed(1)
         for _ in range(STEPS):
