@@ -64,7 +64,7 @@ def foreseen(args: argparse.Namespace) -> dict[str, Any]:
         "peak_bytes": found.peak,
         "room_bytes": space,
         "fits": fits,
-        "batch_size_that_fits": None if space is None else found.rows_in(space),
-        **{key: value for key, value in dataclasses.asdict(found).items() if key in ("fixed", "per_row", "evaluation")},
+        "batch_size_that_fits": None if space is None else found.rows_in(space) if found.evaluates(space) else 0,
+        **{key: value for key, value in dataclasses.asdict(found).items() if key in ("fixed", "per_row", "after", "evaluation")},
         "said": said,
     }

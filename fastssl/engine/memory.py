@@ -58,6 +58,10 @@ class Memory:
         left = int(room * (1 - SPARE)) - self.fixed - (self.evaluation if evaluating or self.captured else 0)
         return max(0, left // max(1, self.per_row)) if left >= self.after else 0
 
+    def evaluates(self, room: int) -> bool:
+        """Whether evaluation fits, which no batch size changes."""
+        return self.fixed + self.evaluation <= room * (1 - SPARE)
+
     def fits(self, room: int) -> bool:
         return self.peak <= room * (1 - SPARE)
 
@@ -179,7 +183,7 @@ def mend(found: Memory, train: TrainConfig, space: int, *, failed: bool = False,
         failed: this batch size did not fit, whatever the estimate says.
         evaluating: it was evaluation that did not.
     """
-    if evaluating or found.fixed <= space * (1 - SPARE) < found.fixed + found.evaluation:
+    if evaluating or (not failed and found.fixed <= space * (1 - SPARE) and not found.evaluates(space)):
         takes = told(found.fixed + found.evaluation)
         return (
             f"evaluating up to {EVALUATED} images at once takes about {takes} of {told(space)}, whatever the batch; "

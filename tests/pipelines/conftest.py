@@ -7,7 +7,9 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
+
+from bench.view_peers import PILLOW
 
 
 @pytest.fixture(autouse=True)
@@ -16,28 +18,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def _affine(matrix):
-    return lambda image, v: image.transform(image.size, Image.Transform.AFFINE, matrix(v))
-
-
-PILLOW = {
-    "identity": lambda image, v: image,
-    "autocontrast": lambda image, v: ImageOps.autocontrast(image),
-    "equalize": lambda image, v: ImageOps.equalize(image),
-    "brightness": lambda image, v: ImageEnhance.Brightness(image).enhance(v),
-    "color": lambda image, v: ImageEnhance.Color(image).enhance(v),
-    "contrast": lambda image, v: ImageEnhance.Contrast(image).enhance(v),
-    "sharpness": lambda image, v: ImageEnhance.Sharpness(image).enhance(v),
-    "posterize": lambda image, v: ImageOps.posterize(image, int(v)),
-    "solarize": lambda image, v: ImageOps.solarize(image, v),
-    "rotate": lambda image, v: image.rotate(v),
-    "shear_x": _affine(lambda v: (1, v, 0, 0, 1, 0)),
-    "shear_y": _affine(lambda v: (1, 0, 0, v, 1, 0)),
-    "translate_x": _affine(lambda v: (1, 0, v, 0, 1, 0)),
-    "translate_y": _affine(lambda v: (1, 0, 0, 0, 1, v)),
-}
 
 
 @pytest.fixture(scope="session")

@@ -163,6 +163,12 @@ def test_a_small_batch_of_a_large_network_still_has_a_slope(toy, monkeypatch):
     assert found.peak >= 100 * MIB + 2 * memory.size_of(method.parameters()), "momentum and gradients"
 
 
+def test_training_that_failed_is_not_laid_at_evaluations_door():
+    found = Memory("cpu", rows=4, fixed=200 * MIB, per_row=10 * MIB, evaluation=900 * MIB)
+    assert not found.evaluates(1000 * MIB) and found.evaluates(1375 * MIB)
+    assert mend(found, TrainConfig(batch_size=4), 1000 * MIB, failed=True).startswith("--batch-size 2 would fit")
+
+
 @pytest.mark.parametrize("evaluating, room", [(False, 1000), (True, 5000)])
 def test_evaluation_that_does_not_fit_is_not_laid_at_the_batchs_door(evaluating, room):
     found = Memory("cpu", rows=4, fixed=200 * MIB, per_row=10 * MIB, evaluation=900 * MIB)
