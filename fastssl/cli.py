@@ -17,8 +17,10 @@ from .pipelines.errors import ConfigError, FastsslError, unknown
 
 COMMANDS: dict[str, str] = {
     "train": "train a classifier from a few labels and many unlabelled samples",
+    "sweep": "run a grid of methods, settings and seeds, and make one table of it",
     "eval": "judge a finished run on test images",
     "predict": "label new images with a finished run",
+    "pseudolabel": "label a set by class names or by a finished run, for --foundation-labels",
     "export": "write a run's network as files that timm, open_clip or torch load",
     "data": "draw a contact sheet of views, or open every image of a set and count",
     "methods": "list the methods, or show one with its options",

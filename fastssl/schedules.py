@@ -12,12 +12,13 @@ class Clock:
     """What time it is, in device tensors, so that a captured step reads the present and not the moment of capture.
 
     `step` [] int64 counts from 0 and is the number of the step under way; `total` is the number of steps of the stage;
-    `seed` [] int64 keys every random draw of the step.
+    `seed` [] int64 keys every random draw of the step; `ok` [] bool says, once the weights have been updated, whether they were.
     """
 
     def __init__(self, total: int, seed: int, device: torch.device | str = "cpu"):
         self.step = torch.full((), -1, dtype=torch.int64, device=device)
         self.seed = torch.full((), seed, dtype=torch.int64, device=device)
+        self.ok = torch.ones((), dtype=torch.bool, device=device)
         self.total = total
 
     def advance(self) -> None:

@@ -92,8 +92,29 @@ class DataConfig:
         source="FineSSL code: first",
         choices=("balanced", "uniform", "first"),
     )
+    imbalance: float | None = option(
+        None,
+        "labels of the first class over those of the last, falling geometrically between; --labels-per-class is the first class's number",
+        source="USB code: 10 to 150",
+        least=1,
+    )
+    imbalance_unlabelled: float | None = option(
+        None, "the same ratio for unlabelled images; negative turns the order of classes round", source="USB code: 1 to 150, -100"
+    )
+    head_unlabelled: int | None = option(
+        None,
+        "unlabelled images of the largest class, beside data.imbalance_unlabelled; all that are not labelled if not said",
+        source="USB code: 3000 and 4000 (CIFAR-10)",
+        least=1,
+    )
     split: str | None = option(None, "split.csv that says who is labelled, unlabelled and test")
     holdout: float | None = option(None, "share of the labelled images kept back as the test part, in (0, 1)")
+    foundation_labels: str | None = option(
+        None, "CSV with columns id,label and perhaps confidence: a foundation model's labels of the set (fastssl pseudolabel writes one)"
+    )
+    foundation_noise: float = option(
+        0.0, "share of the foundation labels that another class replaces, drawn by the seed, for experiments", least=0, most=1
+    )
     size: int | None = option(None, "side of the square images in pixels; the network's own, else the data's", least=1)
     resize: int | None = option(
         None,

@@ -1,4 +1,4 @@
-"""The words that data and methods share: Views, Batch, Split, DataSpec, Pipeline.
+"""The words that data and methods share: Views, Batch, Split, FoundationLabels, DataSpec, Pipeline.
 
 N rows of a data set, B labelled and U unlabelled rows of a batch; an image is [C, H, W].
 """
@@ -25,6 +25,10 @@ class Views:
     unlabelled: tuple[str, ...] = ()
     no_grad: int = 0
 
+    def count(self, ratio: int) -> int:
+        """Images for each labelled row of a batch that has `ratio` unlabelled rows for each labelled one."""
+        return len(self.labelled) + ratio * len(self.unlabelled)
+
 
 class Batch(NamedTuple):
     """One step's inputs: fixed shapes, all on the run's device."""
@@ -50,6 +54,13 @@ class Split:
     hash: str = ""  # of the sorted (id, role, label, weight) lines; written to split.csv and checkpoints
 
 
+class FoundationLabels(NamedTuple):
+    """What a foundation model says of each row of the data set; read from a file (foundation.py)."""
+
+    label: np.ndarray  # [rows] int64 class, -1 where the file has none
+    weight: np.ndarray  # [rows] float32 confidence in [0, 1]: 1 where the file gives none, 0 where the label is missing
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """What a network and a method must know of the data."""
@@ -62,6 +73,8 @@ class DataSpec:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     keeps_label: frozenset[str] = field(default_factory=frozenset)  # operations that keep the label beyond the safe ones: "flip"
+    labelled_counts: tuple[int, ...] = ()  # labelled rows of each class in the split
+    foundation: FoundationLabels | None = field(default=None, compare=False)  # where the run was given such labels
 
     @property
     def num_classes(self) -> int:
@@ -88,6 +101,8 @@ class Pipeline(Protocol):
     def sweep(self, part: str, batch_size: int = 512, view: str = "plain") -> Iterator[Sweep]: ...
 
     def use(self, split: Split) -> None: ...
+
+    def show(self, views: Views) -> None: ...
 
     def state_dict(self) -> dict[str, Tensor]: ...
 

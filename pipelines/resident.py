@@ -92,10 +92,8 @@ class ResidentPipeline:
             raise ConfigError(f"batch size {batch_size}: ask for at least one labelled image a step")
         if views.unlabelled and ratio < 1:
             raise ConfigError(f"ratio {ratio}: ask for at least one unlabelled image per labelled one")
-        for name in (*views.labelled, *views.unlabelled):
-            recipe(name)
         self.source, self.views, self.seed = source, views, seed
-        self.batch_size, self.unlabelled_size = batch_size, batch_size * ratio if views.unlabelled else 0
+        self.batch_size, self._ratio = batch_size, ratio
         self.device = torch.device(device)
         self.capturable = self.device.type == "cuda"
         self.dtype, self.format = dtype, torch.channels_last if channels_last else torch.contiguous_format
@@ -125,10 +123,27 @@ class ResidentPipeline:
         self._weight = torch.zeros(rows, dtype=torch.float32, device=self.device)
         self.use(split)
         self._memory = Reused()
-        names = (*views.labelled, *views.unlabelled)
-        self._fused: Fused | None = None
-        if names and serves_views(names, self.augmenter.policy, self.device):
-            self._fused = self._kernels(counts, tuple(source.images.shape[2:]), interpolation, channels_last)
+        self._fused_by: dict[Views, Fused | None] = {}  # what a captured step of earlier views reads must stay where it is
+        self._make_kernels = lambda: self._kernels(counts, tuple(source.images.shape[2:]), interpolation, channels_last)
+        self.show(views)
+
+    def show(self, views: Views) -> None:
+        """Draws these views from the next draw on, at the same place in the streams.
+
+        Raises:
+            ConfigError: an unknown view.
+            DataError: a part that the views need is empty.
+        """
+        for name in (*views.labelled, *views.unlabelled):
+            recipe(name)
+        self.views = views
+        self.unlabelled_size = self.batch_size * self._ratio if views.unlabelled else 0
+        self._check_parts(self.split)
+        if views not in self._fused_by:
+            names = (*views.labelled, *views.unlabelled)
+            served = names and serves_views(names, self.augmenter.policy, self.device)
+            self._fused_by[views] = self._make_kernels() if served else None
+        self._fused = self._fused_by[views]
 
     def _kernels(self, counts: Tensor, stored: tuple[int, int], interpolation: str, channels_last: bool) -> Fused:
         """The kernels with this pipeline's tensors."""
@@ -177,6 +192,7 @@ class ResidentPipeline:
             mean=tuple(source.mean),
             std=tuple(source.std),
             keeps_label=frozenset({"flip"} if source.flip else ()),
+            labelled_counts=tuple(np.bincount(self.split.label, minlength=len(source.classes)).tolist()),
         )
 
     def use(self, split: Split) -> None:
@@ -185,11 +201,7 @@ class ResidentPipeline:
         Raises:
             DataError: a part that the views need is empty.
         """
-        name = self.source.name
-        if not len(split.labelled) and self.views.labelled:
-            raise DataError(f"no labelled images in {name}; give some labels")
-        if not len(split.unlabelled) and self.views.unlabelled:
-            raise DataError(f"no unlabelled images in {name}, and the method learns from them; add some, or take --method supervised")
+        self._check_parts(split)
         self.split = split
         for role, rows in (("labelled", split.labelled), ("unlabelled", split.unlabelled)):
             self._rows[role][: len(rows)].copy_(torch.from_numpy(rows))
@@ -197,6 +209,13 @@ class ResidentPipeline:
             self._count[role].fill_(max(1, len(rows)))
         self._label[: len(split.label)].copy_(torch.from_numpy(split.label))
         self._weight[: len(split.weight)].copy_(torch.from_numpy(split.weight))
+
+    def _check_parts(self, split: Split) -> None:
+        name = self.source.name
+        if not len(split.labelled) and self.views.labelled:
+            raise DataError(f"no labelled images in {name}; give some labels")
+        if not len(split.unlabelled) and self.views.unlabelled:
+            raise DataError(f"no unlabelled images in {name}, and the method learns from them; add some, or take --method supervised")
 
     def _visit(self, role: str, stream: int, count: int) -> tuple[Tensor, Tensor]:
         """The stream's next rows: ([count] position within the role, [count] visit)."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from .batch import Split
 from .errors import ConfigError, DataError, unknown
+from .imbalance import Imbalance
 from .source import Source
 from .split_file import load, save, split_hash
 
@@ -134,6 +135,7 @@ def make(
     seed: int = 0,
     split_file: str | Path | None = None,
     holdout: float | None = None,
+    imbalance: Imbalance | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Split:
     """Chooses the labelled rows. At most one of `per_class`, `fraction`, `total`, `split_file`; with none, every label there is.
@@ -147,10 +149,12 @@ def make(
         seed: of the choice.
         split_file: a CSV as `save` writes it.
         holdout: share of each class's labelled rows that becomes the test part, in (0, 1); they are in no other part.
+        imbalance: long-tailed profiles: of the labelled rows, `per_class` being the head class's number, and of the unlabelled ones.
         warn: receives sentences for the user; appended to `source.warnings` if None.
 
     Returns:
-        a Split whose rows are sorted; unlabelled rows are all that are not test, the labelled ones among them.
+        a Split whose rows are sorted; unlabelled rows are all that are not test, the labelled ones among them. With `imbalance` the
+        labelled ones are not, and of the others each class gives those of the next keys, as many as the profile asks for.
 
     Raises:
         ConfigError: two selectors at once, or a value out of range.
@@ -170,6 +174,8 @@ def make(
     if holdout is not None and (split_file is not None or source.test.any()):
         other = "--split says which rows are test" if split_file is not None else f"{source.name} has a test part"
         raise ConfigError(f"{other}; leave out --holdout")
+    imbalance = imbalance or Imbalance()
+    imbalance.check(per_class, split_file)
     if split_file is not None:
         split = load(split_file, source)
         _warn_of_empty(source, split.label, warn)
@@ -186,19 +192,25 @@ def make(
             warn(f"copies of held-out images, left out of training: {int(out.sum())}")
     candidates = candidates[~(test | out)[candidates]]
     have = np.bincount(source.label[candidates], minlength=len(source.classes))
+    key = None if sampling == "first" else seed
     if sampling == "uniform":
         if total < 1 or total > len(candidates):
             kind = DataError if total > len(candidates) else ConfigError
             raise kind(f"--labels-total {total}: {source.name} has {len(candidates)} labels; ask for 1 to {len(candidates)}")
         labelled = np.sort(_smallest(candidates, total, "label", seed, source))
     else:
-        key = None if sampling == "first" else seed
         wanted = _wanted(source, have, per_class, fraction, total, key)
+        if imbalance.labelled is not None:
+            wanted = imbalance.of_labelled(per_class, source.classes)
         _check_enough(source, have, wanted)
         labelled = _per_class(source, candidates, wanted, "label", key)
     label = source.label[labelled]
     _warn_of_empty(source, label, warn)
     unlabelled, tested = np.flatnonzero(~(test | out)), np.flatnonzero(test)
+    if imbalance:
+        unlabelled = np.setdiff1d(unlabelled, labelled)
+        if imbalance.head_unlabelled is not None:
+            unlabelled = _per_class(source, unlabelled, imbalance.of_unlabelled(source, unlabelled, labelled), "label", key)
     _check_leaks(source, labelled, unlabelled, tested, warn)
     weight = np.ones(len(labelled), np.float32)
     return Split(labelled, label, weight, unlabelled, tested, split_hash(source, labelled, label, weight, unlabelled, tested))

@@ -82,6 +82,7 @@ class DaliPipeline(ResidentPipeline):
         self._fed: _Plan | None = None
         self._drawn = 0  # batches drawn; the device's own count is `step`
         self._host: dict[str, np.ndarray] = {}
+        self._out: Batch | None = None
         most = max(batch_size * (1 + (ratio if views.unlabelled else 0)), 1)
         # To the resident pipeline the set's images are those of one batch; which of them is a row's says `_slot`.
         held = dataclasses.replace(source, images=np.zeros((most, 3, files.size, files.size), np.uint8))
@@ -89,7 +90,6 @@ class DaliPipeline(ResidentPipeline):
         self.source, self.capturable = source, False
         self._batch_images = self.images
         self._slot = torch.zeros(len(source), dtype=torch.int64, device=self.device)
-        self._out: Batch | None = None
         cuda = self.device.type == "cuda"
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = workers or max(1, min(8, cores if cuda else cores // 2))
@@ -105,6 +105,11 @@ class DaliPipeline(ResidentPipeline):
     def use(self, split: Split) -> None:
         super().use(split)
         self._host = {"labelled": split.labelled, "unlabelled": split.unlabelled}
+        self._restart()
+
+    def show(self, views: Views) -> None:
+        super().show(views)
+        self._out = None
         self._restart()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -35,13 +35,14 @@ def run(args: argparse.Namespace) -> int:
     from ..pipelines import sources, splits
     from ..pipelines.errors import CheckpointError, ConfigError, DataError
     from ..pipelines.resize import resized
-    from .train import saved_config, whole_paths
+    from .train import refuse_row_judges, saved_config, whole_paths
 
     places.check(args)
     if args.labels and not args.data:
         raise ConfigError("--labels goes with --data; the run's own test part has its labels")
     folder = Path(args.run)
     config = saved_config(folder)
+    refuse_row_judges(config)
     own = config.data
     data = own if args.data is None else DataConfig(name=args.data, labels=args.labels, interpolation=own.interpolation, resize=own.resize)
     if args.root:
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             raise DataError(f"{args.data} has classes that the run never saw: {', '.join(strange[:5])}; the run knows {known}")
         to_run = [trained.classes.index(name) for name in source.classes]
         rows = [i for i, label in enumerate(source.label) if label >= 0 and (source.test[i] or not source.published)]
-        label = [to_run[source.label[i]] for i in rows]
+        label, trained_on = [to_run[source.label[i]] for i in rows], None
     else:
         split = splits.load(folder / "split.csv", source)
         if split.hash != trained.manifest["split_hash"]:
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             now, then = ", ".join(source.classes), ", ".join(trained.classes)
             raise DataError(f"{data.name} has classes {now} now, and the run was trained on {then}; give it back its folders")
         rows = list(split.test)
-        label = [int(source.label[i]) for i in rows]
+        label, trained_on = [int(source.label[i]) for i in rows], split.label
     if not rows:
         raise DataError("there is no labelled test image; give --data with a folder of test images, a sub-folder a class")
 
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         for name, network in trained.networks.items():
             logits[name].append(logits_for(network, images, trained, config.train.amp))
     for name in trained.networks:
-        judged[name] = judge(torch.cat(logits[name]), torch.tensor(label), len(trained.classes))
+        judged[name] = judge(torch.cat(logits[name]), torch.tensor(label), len(trained.classes), trained_on)
         result[name] = dataclasses.asdict(judged[name])
     counted = judged.get("ema", judged["raw"])
     result |= {"accuracy": counted.accuracy, "ece": counted.ece, "rows": counted.rows}
@@ -91,6 +92,9 @@ def run(args: argparse.Namespace) -> int:
     print(f"accuracy  {100 * counted.accuracy:.2f} % of {counted.rows} images (step {result['step']})")
     if "ema" in judged:
         print(f"  raw network  {100 * judged['raw'].accuracy:.2f} %\n  averaged network  {100 * judged['ema'].accuracy:.2f} %")
+    if thirds := counted.thirds:
+        print(f"balanced accuracy  {100 * counted.balanced_accuracy:.2f} %\ngeometric mean  {100 * counted.geometric_mean:.2f} %")
+        print("\n".join(f"  {name} labels  {'-' if share is None else f'{100 * share:.2f} %'}" for name, share in thirds.items()))
     print(f"calibration error (ECE)  {100 * counted.ece:.2f} %")
     for name, share in zip(trained.classes, counted.per_class, strict=True):
         print(f"  {name}  {'-' if share is None else f'{100 * share:.2f} %'}")

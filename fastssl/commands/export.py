@@ -43,10 +43,11 @@ def run(args: argparse.Namespace) -> int:
     check(out, exported.places(out), overwrite=args.overwrite)
     from .. import __version__
     from ..engine.inference import load_trained
-    from .train import saved_config
+    from .train import refuse_row_judges, saved_config
 
     folder = Path(args.run)
     config = saved_config(folder)
+    refuse_row_judges(config)
     trained = load_trained(folder, config)
     for text in trained.complaints:
         print(f"warning: {text}", file=sys.stderr)

@@ -37,10 +37,11 @@ def run(args: argparse.Namespace) -> int:
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"{out.parent} is no folder; make it, or give another --out")
     from ..engine.inference import load_trained
-    from .train import saved_config
+    from .train import refuse_row_judges, saved_config
 
     folder = Path(args.run)
     config = saved_config(folder)
+    refuse_row_judges(config)
     trained = load_trained(folder, config)
     for text in trained.complaints:
         print(f"warning: {text}", file=sys.stderr)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import SECTIONS, DataConfig, RunConfig, parse_set, read_yaml, resolve
+from ..engine.saved import saved_config
 from ..pipelines.errors import CheckpointError, ConfigError
 from . import places
 
@@ -29,6 +30,7 @@ FLAGS: dict[str, str] = {
     "--labels-total": "data.labels_total",
     "--sampling": "data.sampling",
     "--split": "data.split",
+    "--foundation-labels": "data.foundation_labels",
     "--policy": "data.policy",
     "--max-bad": "data.max_bad",
     "--pipeline": "data.pipeline",
@@ -50,7 +52,8 @@ DEFAULT_METHOD = "finessl"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     fields = {f"{s}.{name}": f.metadata["help"] for s, kind in SECTIONS.items() for name, f in kind.__dataclass_fields__.items()}
-    parser.add_argument("--method", help=f"method by name (fastssl methods lists them); {DEFAULT_METHOD} if left out")
+    named = "method by name (fastssl methods lists them), or your own as package.module:Class"
+    parser.add_argument("--method", help=f"{named}; {DEFAULT_METHOD} if left out")
     for flag, key in FLAGS.items():
         parser.add_argument(flag, dest=key, metavar=flag[2:].upper().replace("-", "_"), help=fields[key].replace("%", "%%"))
     parser.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=None, help=fields["train.deterministic"])
@@ -94,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
             return describe(parts, args.json, quiet=args.quiet)
         from ..engine.run import Run
 
-        folder = Path(args.out) if args.out else claim(Path("runs"), f"{config.method_name}-{Path(config.data.name).name or 'data'}")
+        method = config.method_name.rpartition(":")[2]  # of package.module:Class the class
+        folder = Path(args.out) if args.out else claim(Path("runs"), f"{method}-{Path(config.data.name).name or 'data'}")
         trainer = Run(parts, folder, overwrite=args.overwrite, quiet=args.quiet)
     from ..engine.report import final_table
 
@@ -132,7 +136,10 @@ def configure(args: argparse.Namespace) -> RunConfig:
     model = config.model
     if model.weights not in (None, "random") and os.path.exists(model.weights):
         model = dataclasses.replace(model, weights=os.path.abspath(model.weights))
-    return dataclasses.replace(config, model=model, data=whole_paths(config.data))
+    method = config.method
+    if getattr(method, "teacher", ""):  # a run directory
+        method = dataclasses.replace(method, teacher=os.path.abspath(method.teacher))
+    return dataclasses.replace(config, method=method, model=model, data=whole_paths(config.data))
 
 
 def whole_paths(data: DataConfig) -> DataConfig:
@@ -140,7 +147,8 @@ def whole_paths(data: DataConfig) -> DataConfig:
     from ..pipelines.set_facts import root_of
     from ..pipelines.sources import NAMES, SETS
 
-    kept = {key: os.path.abspath(value) for key in ("labels", "test", "split") if (value := getattr(data, key)) is not None}
+    files = ("labels", "test", "split", "foundation_labels")
+    kept = {key: os.path.abspath(value) for key in files if (value := getattr(data, key)) is not None}
     if data.name in SETS:
         kept["root"] = str(root_of(data.root))
     elif data.name not in NAMES and os.path.exists(data.name):
@@ -167,26 +175,21 @@ def flags(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def saved_config(folder: Path) -> RunConfig:
-    """The configuration that a run directory holds.
-
-    Raises:
-        CheckpointError: it holds none.
-    """
+def refuse_row_judges(config: RunConfig) -> None:
+    """Raises ConfigError for a run whose method judges a row by more than its image: its network alone is not what was judged."""
     from .. import methods
 
-    path = folder / "config.yaml"
-    if not path.exists():
-        raise CheckpointError(f"{folder} is no run directory: it holds no config.yaml; give the folder that train printed as 'run:'")
-    values = read_yaml(str(path))
-    name = str(values.get("method.name"))
-    return resolve(name, methods.find(name).Config, [(str(path), values)])
+    if ":" not in config.method_name and methods.find(config.method_name).judges_rows:
+        raise ConfigError(
+            f"{config.method_name} judges a sample by its image and its foundation label, and its network alone knows the image only; "
+            "its accuracy is in the run's metrics.jsonl"
+        )
 
 
 def resumed(args: argparse.Namespace) -> Any:
     """The run to go on with, or None where there is nothing left to do."""
     folder = Path(args.resume)
-    config = saved_config(folder)
+    config = saved_config(folder, trains=True)
     own = {f"{s}.{k}": v for s, body in config.nested().items() for k, v in body.items()}
     given = flags(args)
     if args.dry_run:

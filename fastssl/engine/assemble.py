@@ -20,8 +20,10 @@ from ..models import fp8
 from ..pipelines import choice, sources, splits
 from ..pipelines.batch import Split, Views
 from ..pipelines.errors import ConfigError, DataError, SetupError
+from ..pipelines.imbalance import Imbalance
 from ..pipelines.resident import ResidentPipeline
 from ..pipelines.source import Source
+from . import given, teacher
 from .update import layer_scales
 
 SOFT_ORIGINS = ("default", "preset")  # layers that give way to what the data allow; a user's own words do not
@@ -94,7 +96,7 @@ def assemble(
     if source.quarantine:
         warnings.append(f"{len(source.quarantine)} images cannot be decoded and are left out (quarantine.csv lists them)")
     if split is None:
-        split = draw_split(config, source)
+        split = draw_split(config, source, restored=restored)
     warnings += source.warnings
     if len(source.classes) < 2:
         raise DataError(f"{data.name} has {len(source.classes)} class; a classifier needs at least two")
@@ -123,14 +125,19 @@ def assemble(
         config = fit_batches(config, split, bool(views.unlabelled), notes)
         train = config.train
         pipeline = make_pipeline(config, source, split, views, device, size)
+        spec = given.spec_of(pipeline.spec, method_class, config, source, split, notes.append, warnings.append)
+        folder = method_class.teacher_run(method_config)
         method = method_class(
             method_config,
             network,
-            pipeline.spec,
+            spec,
+            **({} if folder is None else {"teacher": teacher.load(folder, spec)}),
             unlabelled_batch=train.batch_size * train.ratio if views.unlabelled else 0,
             ema=train.ema,
             weak_pass=weak_pass,
-        ).to(device)
+        )
+        notes.append(given.check_banks(method, device))
+        method = method.to(device)
         fp8.apply(method.network, config.model, train, device)
         layer_scales(method, train.layer_decay)  # a network without layers is refused before a run directory is made
     notes.append(f"weak pass: {weak_pass} ({'network with' if network.has_batchnorm else 'no'} batch-norm)" if views.no_grad else "")
@@ -179,9 +186,13 @@ def indexing(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def draw_split(config: RunConfig, source: Source) -> Split:
-    """The split that the configuration asks for; warnings go to `source.warnings`."""
+def draw_split(config: RunConfig, source: Source, *, restored: bool = False) -> Split:
+    """The split that the configuration asks for; warnings go to `source.warnings`.
+
+    A run that is `restored` reads its own split file, which holds what the imbalance profiles drew: they are not asked again.
+    """
     data = config.data
+    profiles = None if restored else Imbalance(data.imbalance, data.imbalance_unlabelled, data.head_unlabelled)
     return splits.make(
         source,
         per_class=data.labels_per_class,
@@ -191,6 +202,7 @@ def draw_split(config: RunConfig, source: Source) -> Split:
         seed=config.train.seed,
         split_file=data.split,
         holdout=data.holdout,
+        imbalance=profiles,
     )
 
 

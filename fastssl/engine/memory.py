@@ -90,13 +90,13 @@ def foresee(
     base = allocated(device) - held + size_of(method.buffers())  # a step keeps a copy of buffers, to undo itself
     states = 0 if train.optimizer == "sgd" and train.momentum == 0 else STATES[train.optimizer]
     networks = [module for module in method.modules() if isinstance(module, Network)]
-    found: dict[frozenset[str], Memory] = {}
+    found: dict[tuple, Memory] = {}
     captured = device.type == "cuda" and train.step_mode in ("auto", "graph")
     evaluation = evaluation_bytes(method.judged(), min(EVALUATED, tested), image, device, amp) if tested else 0
     for stage in stages(method, train.steps):
         method.enter(stage)
         named = trainable(method, stage)
-        key = frozenset(name for name, _ in named)
+        key = (stage.views, *sorted(name for name, _ in named))
         if key in found:
             continue
         weights = size_of(p for _, p in named)
@@ -106,7 +106,7 @@ def foresee(
         trained = [network for network in networks if any(p.requires_grad for p in network.parameters())]
         taken = []
         for count in (rows, 2 * rows):
-            shapes = Shapes(views, count, train.ratio, image, device, amp, method.weak_pass == "separate")
+            shapes = Shapes(stage.views or views, count, train.ratio, image, device, amp, method.weak_pass == "separate")
             taken.append(sum(step_bytes(network, shapes) for network in trained))
         per_row = (taken[1] - taken[0]) // rows
         still = max(0, taken[0] - per_row * rows)  # of a step whatever the batch
@@ -133,7 +133,7 @@ def begin(run: Any) -> Memory | None:
         found = foresee(
             run.method,
             run.config.train,
-            views=run.pipeline.views,
+            views=run.method.views_of(run.method.config),
             image=tuple(run.pipeline.spec.shape),
             rows=run.pipeline.batch_size,
             tested=len(run.parts.split.test),

@@ -9,8 +9,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,7 @@ from ..pipelines.errors import ConfigError, ResourceError, SetupError
 from .capture import Captured
 from .putback import put_back
 
+_COPIES = itertools.count()
 MODES = ("eager", "compile", "graph")
 log = logging.getLogger("fastssl")
 
@@ -111,8 +114,20 @@ def compile_method(method: Any, backend: str) -> None:
     # Random numbers as eager code draws them, so that dropout does not depend on the mode.
     options = {"fallback_random": True} if backend == "inductor" else None
     for name in ("loss", "remember"):
-        function = getattr(type(method), name).__get__(method)
+        function = own_code(getattr(type(method), name)).__get__(method)
         method.__dict__[name] = torch.compile(function, backend=backend, fullgraph=True, dynamic=False, options=options)
+
+
+def own_code(function: Any) -> Any:
+    """The same function with a code object of its own.
+
+    The compiler keeps what it made with the code object, eight entries at most: methods share the base's `loss`, and a grid of runs in one
+    process would soon be refused.
+    """
+    code = function.__code__.replace(co_name=f"{function.__code__.co_name}_{next(_COPIES)}")
+    copy = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 def reason_of(error: BaseException) -> str:

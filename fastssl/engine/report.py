@@ -151,6 +151,9 @@ def final_table(result: dict[str, Any], classes: tuple[str, ...]) -> str:
     rows += [("  averaged network", percent(ema["accuracy"]))] if ema else []
     judged = ema or raw
     if judged:
+        if thirds := judged.get("thirds"):
+            rows += [(name, percent(judged[name.replace(" ", "_")])) for name in ("balanced accuracy", "geometric mean")]
+            rows += [("many, medium, few labels", ", ".join(percent(thirds[name]) for name in ("many", "medium", "few")))]
         rows += [("test images", str(judged["rows"])), ("calibration error (ECE)", percent(judged["ece"]))]
     if result.get("kept") is not None:
         rows += [

@@ -13,16 +13,17 @@ from typing import Any
 import torch
 
 from ..config import RunConfig
-from ..environment import compiler, mend_build_tools
 from ..methods.base import Stage
 from ..pipelines.errors import DivergedError, FastsslError, Preempted
 from ..schedules import Clock
 from . import checkpoint, directory, gradient_gate, memory, modes, profile, state
+from .announce import announce
 from .assemble import Parts, assemble
+from .idle import Idle
 from .report import Reporter
 from .step import AMP_TYPES, Step
 from .sweep import Judgement, judge, logits_of, reached
-from .update import Update, trainable
+from .update import Update
 
 
 class Interrupted(FastsslError):
@@ -55,6 +56,7 @@ class Run:
         self.stage_index, self.stage_start = 0, 0
         self.last: dict[str, float | None] = {}
         self.skipped, self.reported = 0.0, 0
+        self.images = 0  # views forwarded so far
         self.signal: int | None = None
         self.judgement: tuple[int, Judgement | None, Judgement | None] = (-1, None, None)  # step, raw, averaged
         if folder is not None and not resume:
@@ -63,12 +65,6 @@ class Run:
         self.reporter = Reporter(folder, self.total, quiet=quiet)
         self.made: dict[tuple, Step] = {}
         self.set_up(self.method.stage(0, self.total))
-
-    @property
-    def images_per_step(self) -> int:
-        """Views forwarded a step."""
-        views, train = self.pipeline.views, self.config.train
-        return train.batch_size * (len(views.labelled) + train.ratio * len(views.unlabelled))
 
     def train(self) -> dict[str, Any]:
         """Trains to the end (or to `train.stop_at`), and returns the result that the final table shows.
@@ -86,8 +82,8 @@ class Run:
         kept = torch.get_rng_state()
         if self.done == 0:
             torch.manual_seed(train.seed)  # dropout and the like; a resumed run has its checkpoint's own state
-            self._announce()
-        self.memory = memory.begin(self)
+            announce(self)
+        self.memory = memory.begin(self) if self.stage else None
         # Python lets the main thread alone take signals; elsewhere (a notebook's worker) the caller's own handling stays.
         taken = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
         handlers = {number: signal.signal(number, self._on_signal) for number in taken}
@@ -119,11 +115,19 @@ class Run:
             if self.lock is not None:
                 self.lock.close()
 
-    def set_up(self, stage: Stage) -> None:
-        """Makes clock, update and step of a stage; one that comes back takes those it had, and what was compiled or captured with them."""
+    def set_up(self, stage: Stage | None) -> None:
+        """Makes clock, update and step of a stage; one that comes back takes those it had, and what was compiled or captured with them.
+
+        A method without any stage trains nothing: its run has no step.
+        """
         train = self.config.train
+        if stage is None:
+            self.stage, self.total, self.step = None, 0, Idle(train.seed, self.parts.device)
+            self.clock, self.update = self.step.clock, self.step.update
+            return
         self.stage = stage
-        key = (stage.networks, stage.frozen, stage.steps)
+        self.pipeline.show(stage.views or self.method.views_of(self.method.config))
+        key = (stage.name, stage.networks, stage.frozen, stage.steps, stage.views)
         if key not in self.made:
             clock = Clock(stage.steps, train.seed, self.parts.device)
             update = Update(self.method, stage, train, scaled=train.amp == "fp16")
@@ -141,38 +145,13 @@ class Run:
                 self.reporter.say(modes.prepare(self.step, self.config.train.step_mode, self.reporter.warn))
                 profile.when_asked(self)
 
-    def _announce(self) -> None:
-        c, split = self.config, self.parts.split
-        self.reporter.say(
-            f"{c.method_name} on {c.data.name}: {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, "
-            f"{len(split.test)} test images, {len(self.parts.source.classes)} classes"
-        )
-        self.reporter.say(f"{c.model.name}, {self._trained()}, {self.parts.device}, amp {c.train.amp}, {torch.get_num_threads()} threads")
-        for note in self.parts.notes:
-            self.reporter.say(note)
-        for warning in self.parts.warnings:
-            self.reporter.warn(warning)
-        if compiler() is None:
-            self.reporter.warn(mend_build_tools())
-
-    def _trained(self) -> str:
-        """How many weights train; stage after stage where there are several."""
-        counts: list[tuple[Stage, int]] = []
-        while (stage := self.method.stage(len(counts), self.total)) is not None:
-            self.method.enter(stage)
-            counts.append((stage, sum(p.numel() for _, p in trainable(self.method, stage))))
-        self.method.enter(self.stage)
-        if len(counts) == 1:
-            return f"{counts[0][1]:,} trained weights"
-        each = [f"for {stage.steps:,} steps ({stage.name})" for stage, _ in counts]
-        later = [f", then {count:,} {words}" for (_, count), words in zip(counts[1:], each[1:], strict=True)]
-        return f"{counts[0][1]:,} trained weights {each[0]}" + "".join(later)
-
     def _walk(self) -> None:
         train = self.config.train
         eval_every = train.eval_every or max(1, self.total // 10)
         save_every = train.save_every or max(1, self.total // 4)
         end = self.total if train.stop_at is None else min(train.stop_at, self.total)
+        if self.total == 0:
+            self.save()
         self.method.train()
         while self.done < end:
             if self.done - self.stage_start >= self.stage.steps:
@@ -187,6 +166,7 @@ class Run:
                 self.step()
             self.seconds += time.perf_counter() - begin
             self.done += 1
+            self.images += self.config.train.batch_size * self.pipeline.views.count(self.config.train.ratio)
             if self.done % train.report_every == 0 or self.done == self.total:
                 self._report()
             if self.done % eval_every == 0 or self.done == self.total:
@@ -207,7 +187,7 @@ class Run:
         self.skipped += (values.pop("skipped") or 0.0) * (self.done - self.reported)
         self.reported = self.done
         self.last = values
-        rate = self.images_per_step * self.done / self.seconds
+        rate = self.images / self.seconds
         remaining = self.seconds / self.done * (self.total - self.done)
         lr = float(self.update.lr)
         record = {**values, "skipped": round(self.skipped), "lr": lr, "images_per_second": rate, "seconds": self.seconds}
@@ -234,8 +214,8 @@ class Run:
                 judged.append(None)
                 continue
             with memory.guarded(self, "evaluating"):
-                logits, label, _ = logits_of(network, self.pipeline, "test", amp=amp)
-            judged.append(judge(logits, label, classes))
+                logits, label, index = logits_of(network, self.pipeline, "test", amp=amp)
+            judged.append(judge(self.method.finish(logits, index), label, classes, self.parts.split.label))
         return judged[0], judged[1]
 
     def _evaluate(self) -> None:
@@ -262,7 +242,7 @@ class Run:
             "model": c.model.name,
             "steps": self.done,
             "seconds": self.seconds,
-            "images_per_second": self.images_per_step * self.done / self.seconds if self.seconds else 0.0,
+            "images_per_second": self.images / self.seconds if self.seconds else 0.0,
             "accuracy": counted.accuracy if counted else None,
             "why_no_accuracy": None if counted else "no test images; give --test or --holdout",
             "labels": len(self.parts.split.labelled),
@@ -270,7 +250,7 @@ class Run:
             "ece": counted.ece if counted else None,
             "raw": dataclasses.asdict(raw) if raw else None,
             "ema": dataclasses.asdict(ema) if ema else None,
-            **{k: self.last.get(k) for k in ("kept", "pseudo_accuracy", "pseudo_accuracy_all")},
+            **{k: self.last.get(k) for k in ("kept", "pseudo_accuracy", "pseudo_accuracy_all", "pseudo_bias", "foundation_agreement")},
             "to_90_percent": reached(self.curve),
             "skipped": round(self.skipped),
             "peak_memory_bytes": memory.end(self),

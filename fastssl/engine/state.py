@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from ..pipelines.errors import CheckpointError
-from . import checkpoint
+from . import checkpoint, given
 
-PROGRESS = ("done", "seconds", "stage_index", "stage_start", "skipped", "reported", "last")  # a run's own numbers
+PROGRESS = ("done", "images", "seconds", "stage_index", "stage_start", "skipped", "reported", "last")  # a run's own numbers
 
 
 def save(run: Any) -> None:
@@ -37,6 +37,7 @@ def save(run: Any) -> None:
         "mean": list(spec.mean),
         "std": list(spec.std),
         "split_hash": run.parts.split.hash,
+        "foundation": given.digest(run.method.spec.foundation),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -56,6 +57,9 @@ def restore(run: Any) -> None:
     for name, value in own.items():
         if manifest[name] != value:
             raise CheckpointError(f"{run.folder} holds a checkpoint of {name} {manifest[name]}, not {value}; resume what it was made by")
+    if manifest.get("foundation") != given.digest(run.method.spec.foundation):
+        file = run.config.data.foundation_labels
+        raise CheckpointError(f"{file} is not what it was when {run.folder} was saved; bring the old file back, or train anew")
     if manifest["threads"] != torch.get_num_threads():
         run.reporter.warn(
             f"saved with {manifest['threads']} threads and resumed with {torch.get_num_threads()}: the rest will not be "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import TrainConfig
 from ..methods.base import Method, Stage
@@ -30,7 +30,8 @@ class Step:
         self.method, self.pipeline, self.update, self.clock, self.config = method, pipeline, update, clock, config
         self.amp = AMP_TYPES.get(config.amp)
         self.device = clock.step.device
-        self.buffers = list(method.buffers())
+        clock.ok = update.ok
+        self.buffers = [buffer for module in method.modules() if not getattr(module, "guards_itself", False) for buffer in own(module)]
         self.sums: dict[str, Tensor] = {}
         self.streak = torch.zeros((), dtype=torch.int64, device=self.device)
         self.worst_streak = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -111,3 +112,8 @@ class Step:
         # The worst streak starts anew with what goes on: a run that was ended by one may be given another chance.
         self.worst_streak.copy_(state["streak"])
         self.clock.step.copy_(state["clock"])
+
+
+def own(module: nn.Module) -> Iterator[Tensor]:
+    """A module's own buffers, its parts' left out."""
+    return module.buffers(recurse=False)

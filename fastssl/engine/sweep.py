@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ..models import fp8
@@ -17,6 +19,9 @@ class Judgement:
     """What a network did on labelled rows. Shares are in [0, 1]; a class without rows has None."""
 
     accuracy: float
+    balanced_accuracy: float  # mean recall of the classes that have rows
+    geometric_mean: float  # of their recalls, each at least 1 / (100 C) (DARP, Kim et al. 2020, code)
+    thirds: dict[str, float | None] | None  # many, medium, few: see `thirds`
     per_class: list[float | None]  # recall of each class
     ece: float  # expected calibration error, 15 equal bins of confidence (Guo et al. 2017)
     mean_confidence: float
@@ -42,8 +47,12 @@ def logits_of(
     return logits, label, index
 
 
-def judge(logits: Tensor, label: Tensor, classes: int) -> Judgement | None:
-    """Figures over the rows whose label is known ([n, C] logits, [n] labels, -1 unknown). None if there is none."""
+def judge(logits: Tensor, label: Tensor, classes: int, trained_on: ArrayLike | None = None) -> Judgement | None:
+    """Figures over the rows whose label is known ([n, C] logits, [n] labels, -1 unknown). None if there is none.
+
+    Args:
+        trained_on: the labels of the split's labelled rows, for the figures by thirds; without them there are none.
+    """
     known = label >= 0
     logits, label = logits[known], label[known]
     if len(label) == 0:
@@ -54,13 +63,33 @@ def judge(logits: Tensor, label: Tensor, classes: int) -> Judgement | None:
     confidence = torch.where(broken, 1.0, confidence)
     right = (guess == label) & ~broken
     per_class = [float(right[label == c].double().mean()) if bool((label == c).any()) else None for c in range(classes)]
+    recalls = torch.tensor([share for share in per_class if share is not None], dtype=torch.float64)
     return Judgement(
         accuracy=float(right.double().mean()),
+        balanced_accuracy=float(recalls.mean()),
+        geometric_mean=float(recalls.clamp(min=1 / (100 * classes)).log().mean().exp()),
+        thirds=None if trained_on is None else thirds(per_class, np.bincount(trained_on, minlength=classes)),
         per_class=per_class,
         ece=expected_calibration_error(confidence, right),
         mean_confidence=float(confidence.mean()),
         rows=len(label),
     )
+
+
+def thirds(per_class: Sequence[float | None], labels: ArrayLike) -> dict[str, float | None] | None:
+    """Mean recall of the classes with many, medium and few labels; None where no class has twice the labels of another.
+
+    Classes are ranked by their `labels` ([C] counts), equal ones in their order. The first C // 3 are "many", the last C // 3 "few",
+    as in DARP's code (Kim et al. 2020); fewer than three classes have no thirds. Classes without rows are left out of a mean.
+    """
+    labels = np.asarray(labels)
+    third = len(labels) // 3
+    if not third or labels.max() < 2 * labels.min():
+        return None
+    order = np.argsort(-labels, kind="stable")
+    groups = {"many": order[:third], "medium": order[third:-third], "few": order[-third:]}
+    known = {name: [per_class[c] for c in group if per_class[c] is not None] for name, group in groups.items()}
+    return {name: sum(shares) / len(shares) if shares else None for name, shares in known.items()}
 
 
 def expected_calibration_error(confidence: Tensor, right: Tensor, bins: int = 15) -> float:

@@ -13,16 +13,32 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {
     "supervised": "supervised:Supervised",
     "fixmatch": "fixmatch:FixMatch",
+    "spl": "spl:SmoothPseudoLabel",
+    "flexmatch": "flexmatch:FlexMatch",
+    "freematch": "freematch:FreeMatch",
+    "softmatch": "softmatch:SoftMatch",
+    "adamatch": "adamatch:AdaMatch",
+    "debiaspl": "debiaspl:DebiasPL",
+    "layermatch": "layermatch:LayerMatch",
     "finessl": "finessl:FineSSL",
+    "semikd": "semikd:SemiKD",
+    "zeromatch": "zeromatch:ZeroMatch",
+    "pseudo_supervision": "pseudo_supervision:PseudoSupervision",
+    "pl_feature": "pl_feature:LabelAsFeature",
+    "zero_shot": "zero_shot:ZeroShot",
 }
 
 
 def find(name: str) -> type[Method]:
-    """The class of a method by name.
+    """The class of a method by name, or of the user's own by "package.module:Class" (user.py).
 
     Raises:
-        ConfigError: unknown name, with the nearest ones.
+        ConfigError: unknown name, with the nearest ones; or what the user's class lacks.
     """
+    if ":" in name:
+        from . import user
+
+        return user.load(name)
     if name not in METHODS:
         raise ConfigError(unknown("method", name, METHODS))
     module, kind = METHODS[name].split(":")

@@ -5,7 +5,6 @@ Device moves, checkpoints and resume then come for free, and the engine needs to
 
 from __future__ import annotations
 
-import abc
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,10 +12,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ..models import Network
+from ..models import Network, Output
 from ..models.peft import probe_share
 from ..pipelines.batch import Batch, DataSpec, Views
 from ..schedules import Clock
+from .bricks.forward import forward_views
 
 
 @dataclass
@@ -42,12 +42,13 @@ class Stage:
     networks: tuple[str, ...] | None = None  # names of the submodules that train; None: all that is trainable
     name: str = "train"
     frozen: tuple[str, ...] = ()  # places of submodules ("network.encoder") that are held still meanwhile
+    views: Views | None = None  # None: all that the method's configuration asks for
 
 
 Updater = Callable[[Tensor], None]
 
 
-class Method(nn.Module, abc.ABC):
+class Method(nn.Module):
     """Base of all methods.
 
     Args:
@@ -61,7 +62,8 @@ class Method(nn.Module, abc.ABC):
     """
 
     Config: ClassVar[type]
-    views: ClassVar[Views]
+    views: ClassVar[Views] = Views()
+    judges_rows: ClassVar[bool] = False  # whether `finish` needs to know the row: such a method cannot judge images from elsewhere
     summary: ClassVar[str]
     paper: ClassVar[str]
 
@@ -80,19 +82,41 @@ class Method(nn.Module, abc.ABC):
         self.unlabelled_batch = unlabelled_batch
         self.spec = spec
         self.weak_pass = weak_pass
+        self.asked = self.views_of(config)  # the present stage's views
         self.network = network
         self.ema_decay = ema
         self.ema = copy.deepcopy(network).requires_grad_(False) if ema else None
         self._held: list[nn.Parameter] = []  # what the present stage froze, and the next lets train again
 
     @classmethod
+    def needs_foundation(cls, config: Any) -> bool:
+        """Whether this configuration of the method cannot do without a foundation model's labels (spec.foundation)."""
+        return False
+
+    @classmethod
+    def teacher_run(cls, config: Any) -> str | None:
+        """The directory of a finished run that this configuration learns from: its networks are then passed as `teacher`."""
+        return None
+
+    @classmethod
     def views_of(cls, config: Any) -> Views:
         """The views that this configuration of the method asks for; by default the class's own."""
         return cls.views
 
-    @abc.abstractmethod
     def loss(self, batch: Batch, clock: Clock) -> Terms:
-        """The step's loss. Pure: writes none of the method's memory (batch-norm statistics aside)."""
+        """The step's loss. Pure: writes none of the method's memory (batch-norm statistics aside).
+
+        By default the views' one forward, then `objective`.
+        """
+        labelled, unlabelled = forward_views(self.network, batch, self.asked.no_grad, self.weak_pass)
+        return self.objective(labelled, unlabelled, batch, clock)
+
+    def objective(self, labelled: list[Output], unlabelled: list[Output], batch: Batch, clock: Clock) -> Terms:
+        """The loss of what the network said of each view, in the order in which the method asks for views.
+
+        Whoever has no use for the default `loss` overrides that instead.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines neither objective nor loss")
 
     def remember(self, batch: Batch, terms: Terms, clock: Clock) -> None:
         """The only writer of memory (banks, thresholds, running means), after the optimiser's step."""
@@ -120,6 +144,7 @@ class Method(nn.Module, abc.ABC):
 
         A wholly frozen encoder also keeps its batch-norm statistics (see Network.train).
         """
+        self.asked = stage.views or self.views_of(self.config)
         for parameter in self._held:
             parameter.requires_grad_(True)
         self._held = [p for place in stage.frozen for p in self.get_submodule(place).parameters() if p.requires_grad]
@@ -138,6 +163,11 @@ class Method(nn.Module, abc.ABC):
     def predict(self, inputs: Tensor) -> Tensor:
         """[N, ...] inputs -> [N, C] logits of the judged network."""
         return self.judged()(inputs).logits
+
+    def finish(self, logits: Tensor, index: Tensor) -> Tensor:
+        """[n, C] logits of the judged network on rows [n] of the data set -> what is judged; another thing than the logits only where the
+        method knows more of a row than its image (`judges_rows`)."""
+        return logits
 
     def train(self, mode: bool = True) -> Method:
         super().train(mode)

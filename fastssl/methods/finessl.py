@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,11 +20,19 @@ from ..models import Network, Output
 from ..pipelines.batch import Batch, DataSpec, Views
 from ..schedules import Clock
 from .base import Method, Terms
-from .bricks.forward import forward_views
 from .bricks.pace import LearningPace
 from .bricks.quality import pseudo_label_quality
 
 CODE_OR_PAPER = ("code", "paper")
+
+
+class FineSSLTerms(NamedTuple):
+    """The four terms of the loss, [] each."""
+
+    labelled: Tensor  # L_x
+    auxiliary_labelled: Tensor  # L_x1
+    unlabelled: Tensor  # L_u
+    auxiliary_unlabelled: Tensor  # L_u1
 
 
 class FineSSL(Method):
@@ -61,6 +69,11 @@ class FineSSL(Method):
             choices=("auto", "bank", "counter"),
         )
         margin: str = option("code", "(1 - beta) / (1 + beta), or the paper's 1 - beta", choices=CODE_OR_PAPER)
+        margin_spread: str = option(
+            "dynamic",
+            "the margins' scale: alpha_0 (max beta - min beta), or alpha_0 alone (fixed, the paper's ablation)",
+            choices=("dynamic", "fixed"),
+        )
         margin_labelled: bool = option(True, "margins in the labelled term too; off is the paper's ablation")
         smoothed_label: str = option("code", "off-classes get eps / (C - 1), or the paper's eps / C on every class", choices=CODE_OR_PAPER)
         auxiliary_labelled: str = option("code", "plain cross-entropy, or the paper's smoothed one", choices=CODE_OR_PAPER)
@@ -90,21 +103,19 @@ class FineSSL(Method):
     def views_of(cls, config: Any) -> Views:
         return Views(("weak",), ("weak",) + ("strong",) * config.strong_views, no_grad=1)
 
-    def loss(self, batch: Batch, clock: Clock) -> Terms:
+    def objective(self, labelled: list[Output], unlabelled: list[Output], batch: Batch, clock: Clock) -> Terms:
         c, classes = self.config, self.spec.num_classes
-        (labelled,), (weak, *strong) = forward_views(self.network, batch, self.views.no_grad, self.weak_pass)
+        (known,), (weak, *strong) = labelled, unlabelled
         pace = self.pace.read(clock)
         margin = self.margins(pace)
         student = torch.stack([s.logits for s in strong])  # [V, U, C]
-        auxiliary_labelled = self._auxiliary(labelled)
+        auxiliary_labelled = self._auxiliary(known)
         auxiliary_strong = torch.stack([self._auxiliary(s) for s in strong])
         with torch.no_grad():
             auxiliary_weak = self._auxiliary(weak)
         smoothing = c.smoothing if c.smoothed_label == "code" else c.smoothing * (classes - 1) / classes
 
-        loss_x = cross_entropy(
-            labelled.logits, batch.label, margin=margin if c.margin_labelled else None, sample_weight=batch.weight
-        ).mean()
+        loss_x = cross_entropy(known.logits, batch.label, margin=margin if c.margin_labelled else None, sample_weight=batch.weight).mean()
         loss_x1 = cross_entropy(
             auxiliary_labelled,
             batch.label,
@@ -137,10 +148,11 @@ class FineSSL(Method):
             "loss_auxiliary": (loss_x1 + loss_u1).detach(),
             "weight": main.weight.detach().mean(),
             "margin": margin.detach().max(),
-            **pseudo_label_quality(main.label, kept[:users], batch.hidden_label),
+            **pseudo_label_quality(main.label, kept[:users], batch.hidden_label, classes),
         }
         memory = {"label": main.label, "confidence": main.confidence, "pace": pace}
-        return Terms(loss_x + loss_x1 + c.gamma * loss_u + loss_u1, metrics, memory)
+        total = self.total(FineSSLTerms(loss_x, loss_x1, loss_u, loss_u1), unlabelled, batch, memory)
+        return Terms(total, metrics, memory)
 
     def remember(self, batch: Batch, terms: Terms, clock: Clock) -> None:
         memory = terms.memory
@@ -148,8 +160,18 @@ class FineSSL(Method):
 
     def margins(self, pace: Tensor) -> Tensor:
         """[C] learning pace in [0, 1] -> [C] margins. No class seen yet: no margin."""
-        spread = self.config.margin_scale * (pace.max() - pace.min())
+        spread = self.margin_scale() * (
+            pace.max() - pace.min() if self.config.margin_spread == "dynamic" else (pace.max() > 0).to(pace.dtype)
+        )
         return spread * ((1 - pace) / (1 + pace) if self.config.margin == "code" else 1 - pace)
+
+    def margin_scale(self) -> float | Tensor:
+        """alpha of the step under way."""
+        return self.config.margin_scale
+
+    def total(self, terms: FineSSLTerms, unlabelled: list[Output], batch: Batch, memory: dict[str, Tensor]) -> Tensor:
+        """[] the loss, from its four terms."""
+        return terms.labelled + terms.auxiliary_labelled + self.config.gamma * terms.unlabelled + terms.auxiliary_unlabelled
 
     def _auxiliary(self, output: Output) -> Tensor:
         return self.auxiliary(output.features.detach() if self.config.detach_auxiliary else output.features)

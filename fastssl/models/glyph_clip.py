@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fastssl.pipelines.errors import SetupError
 
-from .names import prompts
+from .names import TEMPLATES, prompts
 from .vit import Block, VisionTransformer
 
 WEIGHTS = Path(__file__).parent / "weights" / "glyph_clip.safetensors"
@@ -97,9 +97,9 @@ class GlyphCLIP(nn.Module):
         tokens = tokenize(texts).to(self.logit_scale.device)
         return F.normalize(self.text_projection(self.text(tokens)).float(), dim=-1)
 
-    def encode_text(self, names: Sequence[str]) -> Tensor:
+    def encode_text(self, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
         """K class names -> [K, e] of unit length: the mean over each name's prompts (see `names.prompts`)."""
-        groups = [prompts(name) for name in names]
+        groups = [prompts(name, templates) for name in names]
         each = self.embed_prompts([text for group in groups for text in group]).split([len(group) for group in groups])
         return F.normalize(torch.stack([rows.mean(0) for rows in each]), dim=-1)
 

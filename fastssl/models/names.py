@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import unicodedata
+from collections.abc import Sequence
 
 DIGITS = "0123456789"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -57,14 +58,14 @@ def _owners() -> dict[str, str]:
     return {phrase: character for character in reversed(CHARACTERS) for phrase in phrases(character)}
 
 
-def prompts(name: str) -> list[str]:
+def prompts(name: str, templates: Sequence[str] = TEMPLATES) -> list[str]:
     """Prompts whose mean embedding stands for the class `name`.
 
     A character, or any phrase that `phrases` lists for one, becomes all phrases of that character; any other name stands alone.
-    Each is put into a few of the templates.
+    Each is put into every template, at its {}.
     """
     text = " ".join(name.replace("_", " ").split())
     owners = _owners()
     character = owners.get(text) or owners.get(text.lower())
     known = phrases(character) if character else (text,)
-    return [template.format(phrase) for phrase in known for template in TEMPLATES]
+    return [template.replace("{}", phrase) for phrase in known for template in templates]

@@ -39,6 +39,15 @@ class Made(NamedTuple):
     text_rows: Tensor | None = None  # [C, d]
 
 
+class Contrast(NamedTuple):
+    """An image tower with what makes a zero-shot classifier of it."""
+
+    encoder: nn.Module  # [N, 3, H, W] -> [N, d], with `num_features` = d
+    projection: Tensor | None  # [d, e] into the joint space; None where the features lie in it (d = e)
+    text: Tensor  # [C, e], the classes' text features
+    scale: float  # the model's own factor on the cosine
+
+
 class Network(nn.Module):
     """An encoder ([N, C, H, W] -> [N, d]) and one classifier head ([N, d] -> [N, classes])."""
 

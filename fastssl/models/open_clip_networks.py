@@ -14,15 +14,17 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..pipelines.errors import ConfigError, SetupError, unknown
 from . import hub, probe, weights
-from .network import InputSpec, Made, Report, unknown_network
+from .network import Contrast, InputSpec, Made, Report, unknown_network
 
 PROMPT = "a photo of a {}."  # FineSSL's code; underscores of a class name become spaces
 FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")  # open_clip's name, and that of its early uploads
 SMALLEST = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}  # a text tower that nobody asks
+ASKED = 256  # prompts that the text tower reads at a time
 TEXTLESS = ("logit_scale", "logit_bias")  # of the contrast, not of a tower
 
 
@@ -76,10 +78,34 @@ def describe(config: Any, size: int | None) -> InputSpec:
 
 def make(config: Any, classes: tuple[str, ...], size: int | None, report: Report) -> Made:
     """The encoder of an image tower, and the rows of class prompts where `head_init` is text (see `models.build`)."""
-    arch, tag = _parse(config.name)
     text = config.head_init == "text"
     if text and config.weights == "random":
         raise ConfigError("model.head_init=text needs a trained text tower, and --weights random has none; use random")
+    model, path = _loaded(config, text, report)
+    rows = _text_rows(model, path, config.name, classes, (PROMPT,), report) if text else None
+    encoder = _encoder(config, model)
+    if rows is not None and encoder.own_transformer:
+        rows = rows @ model.visual.proj.T.float()  # f (T P^T)^T = (f P) T^T: zero-shot up to norms
+    return Made(encoder, rows)
+
+
+def contrast(config: Any, classes: tuple[str, ...], prompts: tuple[str, ...], report: Report) -> Contrast:
+    """The network as a zero-shot classifier (see `zero_shot.build`)."""
+    model, path = _loaded(config, True, report)
+    text = _text_rows(model, path, config.name, classes, prompts or (PROMPT,), report)
+    own = [value for key, value in weights.read(path).items() if key.split(".")[-1] == "logit_scale" and value.numel() == 1]
+    if own:
+        scale = own[0].float().exp().item()
+    else:
+        scale = model.logit_scale.exp().item()
+        report.warnings.append(f"{path} holds no logit_scale: confidences are those of the factor {scale:.4g} that open_clip starts with")
+    encoder = _encoder(config, model)
+    return Contrast(encoder, encoder.visual.proj.detach().float() if encoder.own_transformer else None, text, scale)
+
+
+def _loaded(config: Any, text: bool, report: Report) -> tuple[nn.Module, Any]:
+    """open_clip's network, its image tower's weights in place, its text tower still random (`text`) or hardly there; and their file."""
+    arch, tag = _parse(config.name)
     if config.weights is None and tag is None:
         tags = weights.shown(_open_clip().list_pretrained_tags_by_model(arch))
         named = f"name one as {config.name}/TAG ({tags}), or " if tags else ""
@@ -88,16 +114,12 @@ def make(config: Any, classes: tuple[str, ...], size: int | None, report: Report
     model = _clip(config, whole=text)
     if path != "random":
         weights.load(model.visual, path, f"{config.name}'s image tower", report, lambda state: _converted(model, state))
-    rows = _text_rows(model, arch, path, config.name, classes, report) if text else None
-    encoder = _encoder(config, model)
-    if rows is not None and encoder.own_transformer:
-        rows = rows @ model.visual.proj.T.float()  # f (T P^T)^T = (f P) T^T: zero-shot up to norms
-    return Made(encoder, rows)
+    return model, path
 
 
-def _text_rows(model: nn.Module, arch: str, path: Any, name: str, classes: tuple[str, ...], report: Report) -> Tensor:
-    """[C, e] unit rows: the text tower's features of the class prompts."""
-    lacks = f"model.head_init=text needs a text tower, and {path} holds none of {name}; use random"
+def _text_rows(model: nn.Module, path: Any, name: str, classes: tuple[str, ...], prompts: tuple[str, ...], report: Report) -> Tensor:
+    """[C, e] unit rows: the text tower's features, their mean over a class's prompts."""
+    lacks = f"asking by class names needs a text tower, and {path} holds none of {name}; other weights do, or model.head_init=random"
     try:
         rest = ("visual.", *TEXTLESS)
         found = weights.load(model, path, f"{name}'s text tower", report, lambda state: _converted(model, state), skip=rest)
@@ -106,11 +128,15 @@ def _text_rows(model: nn.Module, arch: str, path: Any, name: str, classes: tuple
     if found.missing:
         raise ConfigError(lacks)
     try:
-        tokenizer = _open_clip().get_tokenizer(arch)
+        tokenizer = _open_clip().get_tokenizer(_parse(name)[0])
     except (OSError, ValueError, ImportError) as error:  # some tokenizers lie on the hub
-        raise SetupError(f"{name}: its tokenizer cannot be had ({probe.reason(error)}); use model.head_init=random") from None
+        raise SetupError(f"{name}: its tokenizer cannot be had ({probe.reason(error)}); model.head_init=random does without") from None
+    texts = [prompt.replace("{}", c.replace("_", " ")) for c in classes for prompt in prompts]
+    model.eval()
     with torch.no_grad():
-        return model.eval().encode_text(tokenizer([PROMPT.format(c.replace("_", " ")) for c in classes]), normalize=True).float()
+        pieces = [texts[start : start + ASKED] for start in range(0, len(texts), ASKED)]
+        each = torch.cat([model.encode_text(tokenizer(piece), normalize=True).float() for piece in pieces])
+    return F.normalize(each.view(len(classes), len(prompts), -1).mean(1), dim=-1)
 
 
 def _encoder(config: Any, model: nn.Module) -> OpenClipEncoder:
@@ -176,7 +202,9 @@ def _clip(config: Any, whole: bool = False) -> nn.Module:
     try:
         return (open_clip.CoCa if "multimodal_cfg" in cfg else open_clip.CustomTextCLIP)(**cfg)
     except (OSError, ImportError) as error:  # transformers reads the text tower's description from the hub
-        raise SetupError(f"{config.name}: its text tower cannot be had ({probe.reason(error)}); use model.head_init=random") from None
+        raise SetupError(
+            f"{config.name}: its text tower cannot be had ({probe.reason(error)}); model.head_init=random does without"
+        ) from None
 
 
 def _converted(model: nn.Module, state: weights.State) -> Iterator[weights.State]:

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from typing import Any
 
 from torch import nn
 
 from ..pipelines.errors import ConfigError, unknown
 from . import weights
-from .network import InputSpec, Made, Report
+from .network import Contrast, InputSpec, Made, Report
 
 WIDE = {"wrn-28-2": (28, 2), "wrn-28-8": (28, 8), "wrn-37-2": (37, 2)}
 NAMES = ("glyph_clip", *WIDE, "preact-resnet-18")
-SHAPES = ("timm:NAME", "open_clip:ARCH/TAG", "package.module:factory")
+SHAPES = ("wrn-DEPTH-WIDTH", "timm:NAME", "open_clip:ARCH/TAG", "package.module:factory")
+
+
+def wide(name: str) -> tuple[int, int] | None:
+    """(depth, width) of a wide residual network by name, of the papers' or any other of depth 6 n + 4; None for other names."""
+    if name in WIDE:
+        return WIDE[name]
+    found = re.fullmatch(r"wrn-([1-9]\d{0,2})-([1-9]\d?)", name)
+    depth, width = (int(found[1]), int(found[2])) if found else (0, 0)
+    return (depth, width) if depth >= 10 and (depth - 4) % 6 == 0 else None
 
 
 def describe(config: Any, size: int | None) -> InputSpec:
     """The input of one of NAMES (see `models.describe`)."""
     name = config.name
-    if name not in NAMES:
+    if name not in NAMES and wide(name) is None:
         raise ConfigError(_unknown(name))
     for option in ("img_size", "patch_size"):
         if getattr(config, option) is not None:
@@ -52,19 +62,38 @@ def code(name: str) -> tuple[str, ...]:
     """Python that makes the encoder of one of NAMES as `model`."""
     if name == "glyph_clip":
         return ("from fastssl.models.glyph_clip import GlyphCLIP", "", "model = GlyphCLIP().vision")
-    if name in WIDE:
-        return ("from fastssl.models.wrn import WideResNet", "", f"model = WideResNet{WIDE[name]}")
+    if wide(name):
+        return ("from fastssl.models.wrn import WideResNet", "", f"model = WideResNet{wide(name)}")
     return ("from fastssl.models.preact import PreActResNet", "", "model = PreActResNet()")
 
 
-def _glyph_clip(config: Any, classes: tuple[str, ...], report: Report) -> Made:
+def contrast(config: Any, classes: tuple[str, ...], prompts: tuple[str, ...], report: Report) -> Contrast:
+    """glyph_clip as a zero-shot classifier (see `zero_shot.build`)."""
+    from . import names
+    from .glyph_clip import CONTEXT
+
+    clip, templates = _clip(config, report), prompts or names.TEMPLATES
+    texts = [text for name in classes for text in names.prompts(name, templates)]
+    long = [text for text in texts if len(text.encode()) > CONTEXT]
+    if long:
+        report.warnings.append(f"prompts that glyph_clip cuts at {CONTEXT} bytes: {len(long)} of {len(texts)}, such as '{long[0]}'")
+    text = clip.encode_text(list(classes), templates).detach()
+    return Contrast(clip.vision, clip.projection.weight.detach().T, text, clip.logit_scale.exp().item())
+
+
+def _clip(config: Any, report: Report) -> Any:
+    """A GlyphCLIP with the weights that the configuration names."""
     from .glyph_clip import load
 
-    if config.weights not in (None, "random") and not any(key.startswith("vision.") for key in weights.read(config.weights)):
-        clip = load()  # the file holds an image tower alone, as an export does: the text tower is the package's
-        weights.load(clip.vision, config.weights, config.name, report)
-    else:
-        clip = load(config.weights)
+    if config.weights in (None, "random") or any(key.startswith("vision.") for key in weights.read(config.weights)):
+        return load(config.weights)
+    clip = load()  # the file holds an image tower alone, as an export does: the text tower is the package's
+    weights.load(clip.vision, config.weights, config.name, report)
+    return clip
+
+
+def _glyph_clip(config: Any, classes: tuple[str, ...], report: Report) -> Made:
+    clip = _clip(config, report)
     if config.head_init != "text":
         return Made(clip.vision)
     if config.weights == "random":
@@ -73,11 +102,10 @@ def _glyph_clip(config: Any, classes: tuple[str, ...], report: Report) -> Made:
 
 
 def _residual(config: Any) -> nn.Module:
-    if config.name in WIDE:
+    if shape := wide(config.name):
         from .wrn import WideResNet
 
-        depth, width = WIDE[config.name]
-        return WideResNet(depth, width)
+        return WideResNet(*shape)
     from .preact import PreActResNet
 
     return PreActResNet()

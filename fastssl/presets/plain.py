@@ -16,6 +16,10 @@ def defaults(method: str, *, model: str | None = None, data: str | None = None, 
     """
     model = model or "glyph_clip"
     values = {**general(method), **({"data.labels_per_class": 4} if data in (None, "digits") else {})}
+    if method == "zero_shot":
+        # Rows of the joint space's texts, not normalised: the largest logit is exactly that of the image-text model.
+        text = {"model.head": "linear", "model.head_init": "text"} if model == "glyph_clip" or model.startswith("open_clip:") else {}
+        return {**values, **text, "train.ema": 0.0}
     if model == "glyph_clip" and weights != "random":
         values |= glyph_clip(method)
     elif data in (None, "digits"):
@@ -27,7 +31,7 @@ def defaults(method: str, *, model: str | None = None, data: str | None = None, 
 
 def general(method: str) -> dict[str, Any]:
     """The papers' recipes, but for the number of steps: FixMatch (Sohn et al. 2020, section 2.4), FineSSL (official code)."""
-    if method == "finessl":
+    if method in ("finessl", "semikd"):
         return {
             "train.steps": 15_000,
             "train.batch_size": 32,
@@ -50,7 +54,7 @@ def glyph_clip(method: str) -> dict[str, Any]:
     accuracies were printed beside it, for a few trials on seeds 0 to 2 as well, so the choice was not blind to them. Heads start
     from the text tower, which the paper has as an option. 2 prompts and 8 did not differ on two seeds.
     """
-    if method == "finessl":
+    if method in ("finessl", "semikd"):
         short = {"train.ratio": 3, "train.steps": 150, "train.schedule_period": 1}
         return {"model.tune": "vpt_deep", "model.prompts": 8, "model.head_init": "text", **short}
     return {"train.steps": 300, "train.lr": 0.01, "train.ema": 0.99, "train.batch_size": 32, "train.ratio": 3}

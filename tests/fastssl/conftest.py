@@ -1,13 +1,15 @@
 """A tiny float64 network, a data spec and made-up batches for the methods' tests."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fastssl.methods import find
+from fastssl.methods.base import Method
 from fastssl.models import Network
 from fastssl.models.heads import CosineHead, LinearHead
-from fastssl.pipelines.batch import Batch, DataSpec
+from fastssl.pipelines.batch import Batch, DataSpec, FoundationLabels
 from fastssl.schedules import Clock
 
 CLASSES, ROWS, LABELLED, UNLABELLED = 5, 40, 4, 6
@@ -30,14 +32,41 @@ def network(head="cosine", seed=0):
     return Network(encoder, CosineHead(7, CLASSES) if head == "cosine" else LinearHead(7, CLASSES)).double()
 
 
+def foundation():
+    """Made-up labels of a foundation model; two rows have none."""
+    label = np.random.default_rng(0).integers(0, CLASSES, ROWS)
+    weight = np.linspace(0.5, 1, ROWS, dtype=np.float32)
+    label[[3, 20]], weight[[3, 20]] = -1, 0
+    return FoundationLabels(label, weight)
+
+
 def spec():
     names = tuple("abcde")
-    return DataSpec("toy", names, (3, 3, 3), rows=ROWS, unlabelled=ROWS - 8)
+    return DataSpec("toy", names, (3, 3, 3), rows=ROWS, unlabelled=ROWS - 8, labelled_counts=(3, 2, 1, 1, 1), foundation=foundation())
+
+
+class Teacher(nn.Module):
+    """Stands for a finished run: logits of a main and an auxiliary head."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.auxiliary = network(seed=5), CosineHead(7, CLASSES).double()
+
+    def forward(self, images):
+        out = self.network(images)
+        return out.logits, self.auxiliary(out.features)
+
+
+def given(kind):
+    """What a method is given besides network and data."""
+    return {} if kind.teacher_run.__func__ is Method.teacher_run.__func__ else {"teacher": Teacher()}
 
 
 def method(name, head="cosine", unlabelled_batch=UNLABELLED, weak_pass="separate", **options):
     kind = find(name)
-    return kind(kind.Config(**options), network(head), spec(), unlabelled_batch=unlabelled_batch, weak_pass=weak_pass).double()
+    return kind(
+        kind.Config(**options), network(head), spec(), unlabelled_batch=unlabelled_batch, weak_pass=weak_pass, **given(kind)
+    ).double()
 
 
 def batch(views, seed=0):
@@ -68,4 +97,4 @@ def toy():
     """The makers above, as one namespace."""
     from types import SimpleNamespace
 
-    return SimpleNamespace(method=method, batch=batch, clock=clock, spec=spec, network=network)
+    return SimpleNamespace(method=method, batch=batch, clock=clock, spec=spec, network=network, given=given)

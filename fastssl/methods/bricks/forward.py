@@ -24,13 +24,13 @@ def forward_views(network: Network, batch: Batch, no_grad: int, weak_pass: str) 
     """
     teachers, students = batch.unlabelled[:no_grad], batch.unlabelled[no_grad:]
     if weak_pass == "joint":
-        outputs = _together(network, [*batch.labelled, *teachers, *students])
+        outputs = forward_together(network, [*batch.labelled, *teachers, *students])
         return outputs[: len(batch.labelled)], outputs[len(batch.labelled) :]
     taught: list[Output] = []
     if teachers:
         with torch.no_grad(), frozen_statistics(network):
-            taught = _together(network, list(teachers))
-    outputs = _together(network, [*batch.labelled, *students])
+            taught = forward_together(network, list(teachers))
+    outputs = forward_together(network, [*batch.labelled, *students])
     return outputs[: len(batch.labelled)], taught + outputs[len(batch.labelled) :]
 
 
@@ -48,7 +48,8 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
             layer.momentum = momentum
 
 
-def _together(network: Network, views: list[torch.Tensor]) -> list[Output]:
+def forward_together(network: Network, views: list[torch.Tensor]) -> list[Output]:
+    """Views as one batch of the network, and its outputs apart again."""
     sizes = [len(view) for view in views]
     out = network(torch.cat(views))
     return [Output(*pieces) for pieces in zip(out.logits.split(sizes), out.features.split(sizes), strict=True)]

@@ -13,8 +13,9 @@ class LastLabels(nn.Module):
     host asks the device for nothing. Sums are of integers, so their order does not matter.
 
     Args:
-        rows: samples.
+        rows: of the data set.
         classes: C.
+        samples: how many of the rows take part (FlexMatch: the unlabelled ones); all if None.
 
     Attributes:
         last: [rows] int64, the class last chosen for a sample, -1 before there was one.
@@ -25,11 +26,11 @@ class LastLabels(nn.Module):
     counts: Tensor
     _place: Tensor
 
-    def __init__(self, rows: int, classes: int):
+    def __init__(self, rows: int, classes: int, *, samples: int | None = None):
         super().__init__()
         self.register_buffer("last", torch.full((rows,), -1, dtype=torch.int64))
         counts = torch.zeros(classes + 1, dtype=torch.int64)
-        counts[classes] = rows
+        counts[classes] = rows if samples is None else samples
         self.register_buffer("counts", counts)
         # Of each sample the batch row that wrote it last: read only where this step wrote, so it is no state.
         self.register_buffer("_place", torch.zeros(rows, dtype=torch.int64), persistent=False)
@@ -63,3 +64,7 @@ class LastLabels(nn.Module):
     def shares(self) -> Tensor:
         """[C] float32: each class's count over the largest of all, the samples without a class counted as one (FlexMatch, eq. 11)."""
         return self.counts[:-1] / self.counts.amax()
+
+    def shares_of_classes(self) -> Tensor:
+        """[C] float32: each class's count over the largest of a class (FlexMatch without threshold warm-up); 0 before there is one."""
+        return self.counts[:-1] / self.counts[:-1].amax().clamp(min=1)

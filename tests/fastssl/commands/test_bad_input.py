@@ -22,7 +22,7 @@ def fails(capsys, tmp_path, args, code, *fragments):
     ("args", "code", "fragments"),
     [
         (["--method", "finesll"], 2, ("unknown method 'finesll'", "finessl")),
-        (["--method", "fixmatch", "--model", "wrn-28-3"], 2, ("unknown model 'wrn-28-3'", "wrn-28-2")),
+        (["--method", "fixmatch", "--model", "wrn-28-0"], 2, ("unknown model 'wrn-28-0'", "wrn-28-2")),
         (["--data", "digit"], 2, ("digit", "digits")),
         (["--set", "train.stepps=3"], 2, ("train.stepps", "train.steps")),
         (["--set", "steps=3"], 2, ("--set takes section.option=value",)),

@@ -47,7 +47,7 @@ def test_the_answer_is_in_the_text(capsys):
 
 def test_bad_questions_end_in_one_sentence(capsys):
     for args, code, words in (
-        (["--model", "wrn-28-3"], 2, "wrn-28-2"),
+        (["--model", "wrn-28-0"], 2, "wrn-28-2"),
         (["--method", "fixmach"], 2, "fixmatch"),
         (["--batch", "0"], 2, "train.batch_size"),
     ):

@@ -55,7 +55,7 @@ def test_what_show_prints_is_a_configuration(name, capsys, tmp_path):
 def test_methods_that_are_not_built_are_not_quoted(capsys):
     assert main(["presets", "show", "usb_cifar100_200"]) == 0
     text = capsys.readouterr().out
-    assert "of fixmatch: 70.40 +- 0.90 %" in text and "of supervised: 64.12" in text and "freematch" not in text
+    assert "of fixmatch: 70.40 +- 0.90 %" in text and "of supervised: 64.12" in text and "simmatch" not in text
 
 
 def test_layers_go_over_the_preset(tmp_path):

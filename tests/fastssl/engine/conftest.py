@@ -14,10 +14,10 @@ from fastssl.engine.step import Step
 from fastssl.engine.update import Update
 from fastssl.methods import find
 from fastssl.methods.base import Method
-from fastssl.pipelines.batch import Batch, DataSpec, Views
+from fastssl.pipelines.batch import Batch, Views
 from fastssl.schedules import Clock
+from tests.fastssl.method_cases import ACTIVE
 
-ACTIVE = {"fixmatch": {"threshold": 0.0}, "finessl": {"threshold": 0.0}}  # so that a made-up batch has pseudo-labels that count
 IMAGE, CLASSES, ROWS, LABELLED, UNLABELLED = (3, 3, 3), 5, 40, 4, 6
 
 
@@ -118,10 +118,6 @@ def tensors(batch: Batch) -> list[torch.Tensor]:
     return [t for field in batch for t in (field if isinstance(field, tuple) else (field,))]
 
 
-def spec() -> DataSpec:
-    return DataSpec("toy", tuple("abcde"), IMAGE, rows=ROWS, unlabelled=ROWS - 8)
-
-
 def step_of(toy, name, *, network=None, device="cpu", dtype=torch.float64, ema=0.9, total=100, weak_pass="separate", **train):
     """A Step of the method (by name, or one already made) with a tiny network, ready to run eagerly."""
     if isinstance(name, Method):
@@ -129,7 +125,15 @@ def step_of(toy, name, *, network=None, device="cpu", dtype=torch.float64, ema=0
     else:
         kind = find(name)
         network = toy.network() if network is None else network
-        method = kind(kind.Config(**ACTIVE.get(name, {})), network, spec(), unlabelled_batch=UNLABELLED, ema=ema, weak_pass=weak_pass)
+        method = kind(
+            kind.Config(**ACTIVE.get(name, {})),
+            network,
+            toy.spec(),
+            unlabelled_batch=UNLABELLED,
+            ema=ema,
+            weak_pass=weak_pass,
+            **toy.given(kind),
+        )
     method = method.to(device=device, dtype=dtype).train()
     config = TrainConfig(**{"lr": 0.1, **train})
     update = Update(method, method.stage(0, total), config, scaled=config.amp == "fp16")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastssl.engine import modes
-from fastssl.methods import METHODS
+from tests.fastssl.method_cases import TRAINED
 
 ALWAYS = ("supervised", "finessl")
 STEPS = 3
@@ -31,7 +31,7 @@ def difference(eager, compiled):
 
 @pytest.mark.compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.exhaustive) for name in METHODS])
+@pytest.mark.parametrize("name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.exhaustive) for name in TRAINED])
 def test_generated_code_trains_as_eager_code(toy, steps, name, record_property):
     ends, sums = {}, {}
     for mode in ("eager", "compile"):

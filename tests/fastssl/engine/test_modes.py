@@ -11,12 +11,13 @@ from fastssl.engine.putback import put_back, written
 from fastssl.engine.step import Step
 from fastssl.engine.update import Update
 from fastssl.kernels import _check
-from fastssl.methods import METHODS
 from fastssl.methods.base import Method, Terms
 from fastssl.pipelines.errors import ConfigError, SetupError
 from fastssl.schedules import Clock
+from tests.fastssl import method_cases
+from tests.fastssl.method_cases import TRAINED
 
-ACTIVE = {"fixmatch": {"threshold": 0.0}, "finessl": {"threshold": 0.0, "pace_reset": 4}}
+ACTIVE = method_cases.ACTIVE | {"finessl": {"threshold": 0.0, "pace_reset": 4}}
 BACKEND = "aot_eager"
 
 
@@ -85,7 +86,9 @@ def step_of(toy, name, *, ema=0.9, optimizer="sgd", dropping=False, pipeline=Non
         torch.manual_seed(0)
         method.network.encoder = Dropping().double()
     if ema:
-        twin = type(method)(method.config, method.network, toy.spec(), unlabelled_batch=method.unlabelled_batch, ema=ema)
+        twin = type(method)(
+            method.config, method.network, toy.spec(), unlabelled_batch=method.unlabelled_batch, ema=ema, **toy.given(type(method))
+        )
         method = twin.double()
     method.train()
     config = TrainConfig(lr=0.1, optimizer=optimizer, **train)
@@ -111,7 +114,7 @@ def as_if_cuda(monkeypatch):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_compiled_and_captured_steps_equal_eager_ones(toy, as_if_cuda, name, optimizer):
     outcomes = {}
     for mode in modes.MODES:
@@ -132,7 +135,7 @@ def test_compiled_and_captured_steps_equal_eager_ones(toy, as_if_cuda, name, opt
     assert outcomes["eager"][1]["skipped"] == 0
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_trying_a_mode_out_leaves_no_trace(toy, as_if_cuda, name):
     for mode in modes.MODES:
         step = step_of(toy, name, dropping=True)
@@ -250,7 +253,7 @@ class NoHostReads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_step_asks_the_device_for_nothing(toy, monkeypatch, name, optimizer):
     monkeypatch.setenv("FASTSSL_KERNELS", "reference")  # the closed forms are for host memory, where asking is free
     monkeypatch.setattr(_check, "labels_in_range", lambda *args: None)  # so is looking at labels

@@ -32,9 +32,9 @@ from fastssl.commands.train import configure
 from fastssl.engine import capture
 from fastssl.engine.assemble import assemble
 from fastssl.engine.run import Run
-from fastssl.methods import METHODS
 from fastssl.models import Network
 from fastssl.models.heads import CosineHead
+from tests.fastssl.method_cases import TRAINED
 
 FORMS = {
     "sgd": {"schedule": "cosine", "warmup": 3},
@@ -89,7 +89,7 @@ def test_a_frozen_answer_shows(steps):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_tape_trains_as_eager_steps(toy, steps, name, form):
     """Twenty steps, bit for bit, while learning rate, ramps, thresholds and averages move."""
     ends, sums = [], []
@@ -145,7 +145,7 @@ def test_loading_state_keeps_a_tape_valid(toy, steps):
 
 
 @pytest.mark.parametrize("weak_pass", ["joint", "separate"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_batch_norm_moves_once_a_step(toy, steps, name, weak_pass):
     """By the one pass that carries gradients, whichever way the weak views go; the average follows."""
     step = steps.captured(steps.step_of(toy, name, network=norming(), weak_pass=weak_pass))
@@ -273,7 +273,7 @@ def test_capture_minds_its_own_thread(monkeypatch):
     assert len(runs) == capture.WARM_UPS + 1
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_inputs_are_read_again(toy, steps, name):
     """A poisoned batch is seen, skipped on the device, and forgotten."""
     clean, poisoned = (steps.captured(steps.step_of(toy, name)) for _ in range(2))

@@ -8,8 +8,8 @@ from fastssl.commands.train import configure
 from fastssl.engine import modes
 from fastssl.engine.assemble import assemble
 from fastssl.engine.run import Run
-from fastssl.methods import METHODS
 from fastssl.models import fp8
+from tests.fastssl.method_cases import TRAINED
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 STEPS = 20
@@ -39,7 +39,7 @@ def distance(steps, one, other):
 
 
 @pytest.mark.compiler
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_captured_steps_equal_compiled_ones_bit_for_bit(steps, deterministic, name):
     compiled, captured = (run_of(name, mode, "--deterministic")[0] for mode in ("compile", "graph"))
     for step in (compiled, captured):
@@ -52,7 +52,7 @@ def test_captured_steps_equal_compiled_ones_bit_for_bit(steps, deterministic, na
 
 @pytest.mark.compiler
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_captured_steps_equal_eager_ones(steps, name, optimizer):
     eager, captured = (run_of(name, mode, "--set", f"train.optimizer={optimizer}")[0] for mode in ("eager", "graph"))
     for step in (eager, captured):
@@ -64,7 +64,7 @@ def test_captured_steps_equal_eager_ones(steps, name, optimizer):
 
 @pytest.mark.compiler
 @pytest.mark.parametrize("mode", modes.MODES)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_no_step_waits_for_the_device(name, mode):
     """The draw included; and nothing is compiled again."""
     step, _ = run_of(name, mode)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from fastssl.engine.report import Reporter
+from fastssl.engine.report import Reporter, final_table
 
 log = logging.getLogger("fastssl")
 
@@ -26,3 +26,13 @@ def test_who_writes_no_file_listens_to_nothing():
     reporter = Reporter(None, 10, quiet=True)
     assert log.handlers == before
     reporter.close()
+
+
+def test_a_long_tail_is_told_by_thirds():
+    judged = {"accuracy": 0.5, "rows": 6, "ece": 0.1, "per_class": [1.0, 0.5, 0.0], "balanced_accuracy": 0.5, "geometric_mean": 0.118}
+    result = {"accuracy": 0.5, "raw": judged, "labels": 9, "steps": 3, "seconds": 1.0, "images_per_second": 9.0, "skipped": 0}
+    result |= {"why_no_accuracy": None}
+    assert "geometric" not in final_table(result | {"raw": judged | {"thirds": None}}, ("a", "b", "c"))
+    lines = final_table(result | {"raw": judged | {"thirds": {"many": 1.0, "medium": 0.5, "few": None}}}, ("a", "b", "c")).splitlines()
+    told = dict(line.split("  ", 1) for line in lines if not line.startswith(" ") and "  " in line)
+    assert told["many, medium, few labels"] == "100.00 %, 50.00 %, -" and told["geometric mean"].strip() == "11.80 %"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastssl.engine.sweep import expected_calibration_error, judge, reached
+from fastssl.engine.sweep import expected_calibration_error, judge, reached, thirds
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
@@ -39,3 +39,25 @@ def test_calibration_error_by_hand():
 def test_reached_is_the_first_evaluation_at_the_share():
     assert reached([(10, 1.0, 0.5), (20, 2.0, 0.91), (30, 3.0, 0.85), (40, 4.0, 1.0)]) == (20, 2.0)
     assert reached([]) is None
+
+
+def test_balanced_accuracy_and_geometric_mean_by_hand():
+    from sklearn.metrics import balanced_accuracy_score
+
+    guess, label = torch.tensor([0, 0, 0, 0, 1, 1, 0, 0, 3]), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3])
+    found = judge(torch.nn.functional.one_hot(guess, 5).double() * 9, label, 5)
+    assert found.per_class == pytest.approx([1, 2 / 3, 0, 1, None])
+    assert found.balanced_accuracy == pytest.approx(balanced_accuracy_score(label, guess)) == pytest.approx((1 + 2 / 3 + 0 + 1) / 4)
+    # A recall of zero counts as 1 / (100 C); the class without rows does not count.
+    assert found.geometric_mean == pytest.approx((1 * 2 / 3 * (1 / 500) * 1) ** (1 / 4)) and found.thirds is None
+
+
+def test_thirds_follow_the_labels_and_not_the_classes_order():
+    recalls = [0.1, 0.9, 0.5, 0.7, None, 0.3, 0.2]
+    assert thirds(recalls, [1, 50, 6, 40, 5, 7, 1]) == pytest.approx({"many": 0.8, "medium": 0.4, "few": 0.15})
+    assert thirds([None, 0.4, 0.6], [1, 2, 3]) == {"many": 0.6, "medium": 0.4, "few": None}
+    assert thirds([1.0] * 3, [3, 2, 2]) is None and thirds([1.0, 0.0], [90, 1]) is None, "balanced enough, and too few classes"
+    assert thirds([1.0, 0.0, 0.0], [1, 0, 0]) == {"many": 1.0, "medium": 0.0, "few": 0.0}
+    logits = torch.tensor([[9.0, 0, 0], [9, 0, 0], [0, 0, 9]])
+    found = judge(logits, torch.tensor([0, 1, 2]), 3, trained_on=torch.tensor([0, 2, 2, 2, 1, 1]))
+    assert found.thirds == {"many": 1.0, "medium": 0.0, "few": 1.0}

@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from fastssl.config import TrainConfig
 from fastssl.engine.step import Step
 from fastssl.engine.update import Update
-from fastssl.methods import METHODS
 from fastssl.schedules import Clock
+from tests.fastssl.method_cases import TRAINED
 
 
 class Drawn:
@@ -50,7 +50,9 @@ def on_cuda(toy, monkeypatch):
 
         def build(name: str, **train) -> Step:
             method = toy.method(name)
-            method = type(method)(method.config, method.network, toy.spec(), unlabelled_batch=method.unlabelled_batch, ema=0.9)
+            method = type(method)(
+                method.config, method.network, toy.spec(), unlabelled_batch=method.unlabelled_batch, ema=0.9, **toy.given(type(method))
+            )
             method = method.float().train()
             config = TrainConfig(lr=0.1, clip=1.0, **train)
             batch = toy.batch(method.views_of(method.config))
@@ -75,7 +77,7 @@ def on_cuda(toy, monkeypatch):
 
 @pytest.mark.parametrize("amp, optimizer", [("off", "lars"), ("off", "adamw"), ("fp16", "lars")])
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_step_needs_nothing_of_the_host(on_cuda, nothing_from_the_host, name, amp, optimizer):
     step = on_cuda(name, amp=amp, optimizer=optimizer)
     step.body()  # makes the optimiser's state and the sums, as the trial steps before a capture do

@@ -127,7 +127,7 @@ def test_batchnorm_of_a_module_that_is_handed_over_keeps_its_momentum_too():
 @pytest.mark.parametrize(
     ("config", "error", "fragments"),
     [
-        ({"name": "wrn-28-3"}, ConfigError, ("unknown model 'wrn-28-3'", "wrn-28-2")),
+        ({"name": "wrn-28-0"}, ConfigError, ("unknown model 'wrn-28-0'", "wrn-28-2")),
         ({"name": "resnet18"}, ConfigError, ("did you mean timm:resnet18?",)),
         ({"name": "timm:"}, ConfigError, ("timm:resnet18",)),
         ({"name": "transformers:bert"}, ConfigError, ("transformers:bert", "timm:NAME")),

@@ -1,0 +1,85 @@
+"""What a method is given besides network and data: a foundation model's labels, and room for its banks."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+
+import torch
+
+from .. import environment
+from ..config import RunConfig
+from ..methods.base import Method
+from ..models import Network
+from ..pipelines import foundation
+from ..pipelines.batch import DataSpec, FoundationLabels, Split
+from ..pipelines.errors import ConfigError, ResourceError
+from ..pipelines.source import Source
+
+SHOWN = 4  # banks that are named
+SPARE = 0.1  # share of the free memory that banks leave
+
+
+def spec_of(
+    spec: DataSpec,
+    kind: type[Method],
+    config: RunConfig,
+    source: Source,
+    split: Split,
+    note: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> DataSpec:
+    """The data's facts with the foundation labels that the run was given.
+
+    Raises:
+        ConfigError: the method needs such labels and there are none.
+        DataError: the file does not fit the data.
+    """
+    if config.data.foundation_labels is None and kind.needs_foundation(config.method):
+        raise ConfigError(
+            f"{config.method_name} learns from a foundation model's labels: give --foundation-labels FILE (id,label); "
+            "fastssl pseudolabel writes one"
+        )
+    found = foundation.configured(config.data, source, split, seed=config.train.seed, warn=warn, note=note)
+    return dataclasses.replace(spec, foundation=found)
+
+
+def digest(labels: FoundationLabels | None) -> str | None:
+    """A hash of foundation labels: a run that goes on must go on with the same ones."""
+    if labels is None:
+        return None
+    return hashlib.blake2b(labels.label.tobytes() + labels.weight.tobytes(), digest_size=16).hexdigest()
+
+
+def written(size: int) -> str:
+    """1536 -> "1.5 KiB"."""
+    for unit, step in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= step:
+            return f"{size / step:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def check_banks(method: Method, device: torch.device) -> str | None:
+    """A sentence on the bytes that a method's memory takes; None where it is nothing to speak of.
+
+    Raises:
+        ResourceError: they cannot fit.
+    """
+    networks = {id(part) for module in method.modules() if isinstance(module, Network) for part in module.modules()}
+    sizes: dict[str, int] = {}
+    for place, module in method.named_modules():
+        if id(module) not in networks:
+            for name, buffer in module.named_buffers(recurse=False):
+                sizes[f"{place}.{name}".lstrip(".")] = buffer.numel() * buffer.element_size()
+    total = sum(sizes.values())
+    if not total:
+        return None
+    largest = sorted(sizes, key=sizes.__getitem__, reverse=True)
+    named = ", ".join(f"{name} {written(sizes[name])}" for name in largest[:SHOWN] if sizes[name])
+    said = f"memory of the method: {written(total)} ({named}{', ...' if len(largest) > SHOWN else ''})"
+    memory = environment.memory()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory[1] if memory else None
+    if free is not None and total > (1 - SPARE) * free:
+        raise ResourceError(f"{said}, and {device} has {written(free)} free; take a method or option that keeps less of each sample")
+    return said

@@ -1,0 +1,61 @@
+"""A finished run as the teacher of another one."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..models import Network
+from ..pipelines.batch import DataSpec
+from ..pipelines.errors import CheckpointError, ConfigError
+from . import checkpoint
+from .inference import load_trained
+from .saved import saved_config
+
+
+class Teacher(nn.Module):
+    """The judged network of a run and its auxiliary head, on images normalised for another network.
+
+    `teacher(images)`: [N, 3, H, W] fp32, normalised by `spec`'s constants -> ([N, C], [N, C]) logits of main and auxiliary head.
+    """
+
+    def __init__(self, network: Network, auxiliary: nn.Module, own: tuple[tuple[float, ...], tuple[float, ...]], spec: DataSpec):
+        super().__init__()
+        self.network, self.auxiliary = network, auxiliary
+        # (x * s + m - own_m) / own_s, in one multiplication and one addition
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in own)
+        theirs_mean, theirs_std = (torch.tensor(values).view(1, -1, 1, 1) for values in (spec.mean, spec.std))
+        self.register_buffer("scale", theirs_std / std, persistent=False)
+        self.register_buffer("offset", (theirs_mean - mean) / std, persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.network(images * self.scale.to(images.dtype) + self.offset.to(images.dtype))
+        return out.logits, self.auxiliary(out.features)
+
+
+def load(folder: str, spec: DataSpec) -> Teacher:
+    """The teacher that a run directory holds.
+
+    Raises:
+        CheckpointError: no run there, or none with an auxiliary head.
+        ConfigError: other classes, or images of another size.
+    """
+    config = saved_config(Path(folder))
+    trained = load_trained(Path(folder), config)
+    if trained.classes != spec.classes:
+        raise ConfigError(f"the teacher in {folder} knows the classes {', '.join(trained.classes[:8])}, and {spec.name} has others")
+    if trained.size != spec.shape[-1]:
+        raise ConfigError(
+            f"the teacher in {folder} takes images of {trained.size} pixels and this run makes them of {spec.shape[-1]}; "
+            f"--set data.size={trained.size}, or take a network that wants as much"
+        )
+    state, _, _ = checkpoint.newest(Path(folder) / "checkpoints")
+    own = {name.removeprefix("auxiliary."): value for name, value in state["method"].items() if name.startswith("auxiliary.")}
+    if not own:
+        raise CheckpointError(f"{folder} holds a run of {config.method_name}, which has no auxiliary head; a teacher is a run of finessl")
+    auxiliary = copy.deepcopy(trained.network.head)
+    auxiliary.load_state_dict(own)
+    return Teacher(trained.network, auxiliary, (trained.mean, trained.std), spec)

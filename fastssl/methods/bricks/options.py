@@ -1,0 +1,54 @@
+"""Options that methods share, so that one command composes them: weighting, alignment, logit adjustment."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ...config import option
+
+WEIGHTINGS = ("step", "smooth", "sigmoid", "confidence", "none")
+
+
+@dataclass(frozen=True)
+class UnlabelledOptions:
+    """Of every method that trains strong views by hard pseudo-labels of weak ones."""
+
+    lambda_u: float = option(1.0, "weight of the unlabelled term", source="FixMatch, section 2.4", least=0)
+    align: str = option(
+        "none",
+        "distribution alignment: predictions times target marginal over their own running marginal; the target is uniform, the shares of "
+        "the labelled classes (labelled), or the running marginal of predictions on labelled images (predicted)",
+        source="ReMixMatch; AdaMatch",
+        choices=("none", "uniform", "labelled", "predicted"),
+    )
+    align_memory: str = option(
+        "ema", "running marginal of predictions: an average of decay 0.999 (USB), or of the last 128 batches", choices=("ema", "queue")
+    )
+    logit_adjustment: float = option(
+        0.0,
+        "tau: in the labelled term logits get tau times the log share of each labelled class, for long-tailed labels; 0 is off",
+        source="Menon et al. 2021, eq. 10; consistent at 1",
+        least=0,
+    )
+
+
+@dataclass(frozen=True)
+class ThresholdOptions(UnlabelledOptions):
+    """Of every method whose pseudo-labels pass a threshold t: how a row of confidence c weighs."""
+
+    weighting: str = option(
+        "step",
+        "weight of a pseudo-label: 1 from t on (step), ((c - t) / (1 - t)) ** power (smooth), an S from 0 at t to 1 at 1 (sigmoid), c from "
+        "t on (confidence), or 1 (none)",
+        source="step: FixMatch; smooth: arXiv 2405.14313, eq. 21",
+        choices=WEIGHTINGS,
+    )
+    power: float = option(1.0, "exponent of the smooth weighting", source="arXiv 2405.14313: 1 best, 2 and 1/2 tried", above=0)
+
+
+def but(kind: type, name: str, default: Any, source: str = "") -> Any:
+    """The option `name` of another options class with another default, for a method that sets it otherwise."""
+    about = {f.name: f for f in dataclasses.fields(kind)}[name].metadata
+    return dataclasses.field(default=default, metadata={**about, "source": source or about["source"]})

@@ -1,0 +1,44 @@
+"""Memory with one row a sample: written so that a sample that comes twice in a batch takes its last row, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def last_of(index: Tensor, rows: int) -> Tensor:
+    """[n] int64 samples of `rows` -> [n] int64: for each place of the batch the last place that holds the same sample."""
+    places = torch.arange(len(index), device=index.device)
+    last = torch.zeros(rows, dtype=torch.int64, device=index.device).scatter_reduce_(0, index, places, "amax")
+    return last.index_select(0, index)
+
+
+class PredictionBank(nn.Module):
+    """An average of each sample's predicted probabilities over its visits: q <- m q + (1 - m) p; the first visit's p as it is.
+
+    Only the rows of a batch are read and written. A step that came to nothing must leave no trace, and copying the whole bank before each
+    step would cost more than the step: so the bank looks at `ok` itself, and `guards_itself` tells the engine.
+
+    Args:
+        rows: of the data set. classes: C. momentum: m.
+    """
+
+    guards_itself = True
+    mean: Tensor
+
+    def __init__(self, rows: int, classes: int, momentum: float):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(rows, classes))
+
+    def read(self, index: Tensor, p: Tensor) -> Tensor:
+        """[n, C] averages with this visit's `p` in them. Writes nothing."""
+        before = self.mean.index_select(0, index)
+        fresh = before.sum(1, keepdim=True) == 0
+        return torch.where(fresh, p.to(before.dtype), self.momentum * before + (1 - self.momentum) * p.to(before.dtype))
+
+    def write(self, index: Tensor, mean: Tensor, ok: Tensor) -> None:
+        """Keeps what `read` gave, where `ok` ([] bool)."""
+        mean = torch.where(ok, mean, self.mean.index_select(0, index))
+        # All rows of one sample write the same values, so that their order does not matter.
+        self.mean.index_copy_(0, index, mean.index_select(0, last_of(index, len(self.mean))))
