@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 
 from ..pipelines.errors import ConfigError
@@ -40,11 +41,15 @@ def run(args: argparse.Namespace) -> int:
         }
         for f in dataclasses.fields(kind.Config)
     ]
+    about = inspect.cleandoc(kind.__doc__ or "")
     if args.json:
-        print(json.dumps({"name": args.name, "summary": kind.summary, "paper": kind.paper, "options": fields}))
+        print(json.dumps({"name": args.name, "summary": kind.summary, "paper": kind.paper, "about": about, "options": fields}))
         return 0
     print(f"{args.name}: {kind.summary}\n{kind.paper}\n")
-    print("views: labelled " + ", ".join(kind.views.labelled) + "; unlabelled " + (", ".join(kind.views.unlabelled) or "none") + "\n")
+    if about:
+        print(f"{about}\n")
+    labelled, unlabelled = (", ".join(views) or "none" for views in (kind.views.labelled, kind.views.unlabelled))
+    print(f"views: labelled {labelled}; unlabelled {unlabelled}\n")
     for field in fields:
         choices = f" [{' | '.join(field['choices'])}]" if field["choices"] else ""
         source = f" ({field['source']})" if field["source"] else ""

@@ -13,6 +13,7 @@ from ..kernels import class_statistics
 from ..kernels.reference import PseudoLabel
 from ..models import Network, Output
 from ..pipelines.batch import Batch, DataSpec
+from ..pipelines.errors import ConfigError
 from ..schedules import Clock
 from .base import Terms
 from .bricks.options import ThresholdOptions
@@ -43,6 +44,10 @@ class FreeMatch(Thresholded):
     paper = "Wang et al. 2023, arXiv 2205.07246"
 
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):
+        if config.least_threshold > config.most_threshold:
+            raise ConfigError(
+                f"method.least_threshold {config.least_threshold:g} is above method.most_threshold {config.most_threshold:g}; swap them"
+            )
         super().__init__(config, network, spec, **options)
         classes = spec.num_classes
         self.register_buffer("confidence", torch.full((), 1 / classes))

@@ -12,6 +12,7 @@ from ..config import option
 from ..kernels import class_statistics
 from ..models import Network
 from ..pipelines.batch import Batch, DataSpec
+from ..pipelines.errors import ConfigError
 from ..schedules import Clock
 from .base import Terms
 from .bricks.options import UnlabelledOptions, but
@@ -49,6 +50,8 @@ class SoftMatch(Thresholded):
     paper = "Chen et al. 2023, arXiv 2301.10921"
 
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):
+        if config.align_start == "batch" and config.align_memory == "queue":
+            raise ConfigError("method.align_start=batch is how align_memory=ema may start, and a queue starts uniform; leave one of them out")
         super().__init__(config, network, spec, **options)
         self.register_buffer("mean", torch.full((), 1 / spec.num_classes))
         self.register_buffer("variance", torch.ones(()))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..config import option
 from ..kernels import cross_entropy
-from ..pipelines.batch import Batch, Views
+from ..models import Network, Output
+from ..pipelines.batch import Batch, DataSpec, Views
 from ..schedules import Clock
 from .base import Method, Terms
-from .bricks.forward import forward_views
+from .bricks.options import UnlabelledOptions, but
+from .bricks.shares import adjustment
 
 
 class Supervised(Method):
@@ -17,13 +20,18 @@ class Supervised(Method):
 
     @dataclass(frozen=True)
     class Config:
+        logit_adjustment: float = but(UnlabelledOptions, "logit_adjustment", 0.0)
         smoothing: float = option(0.0, "label smoothing: a label keeps 1 - s, every other class gets s / (C - 1)", least=0, most=1)
 
     summary = "labelled samples alone"
     paper = "baseline"
     views = Views(labelled=("weak",))
 
-    def loss(self, batch: Batch, clock: Clock) -> Terms:
-        (labelled,), _ = forward_views(self.network, batch, 0, self.weak_pass)
-        rows = cross_entropy(labelled.logits, batch.label, smoothing=self.config.smoothing, sample_weight=batch.weight)
+    def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):
+        super().__init__(config, network, spec, **options)
+        self.register_buffer("prior", adjustment(spec, config.logit_adjustment), persistent=False)
+
+    def objective(self, labelled: list[Output], unlabelled: list[Output], batch: Batch, clock: Clock) -> Terms:
+        smoothing = self.config.smoothing
+        rows = cross_entropy(labelled[0].logits, batch.label, smoothing=smoothing, adjust=self.prior, sample_weight=batch.weight)
         return Terms(rows.mean(), {"loss_labelled": rows.detach().mean()})

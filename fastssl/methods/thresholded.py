@@ -15,11 +15,11 @@ from ..kernels import class_statistics, cross_entropy, pseudo_label_loss
 from ..kernels.reference import PseudoLabel
 from ..models import Network, Output
 from ..pipelines.batch import Batch, DataSpec, Views
-from ..pipelines.errors import DataError
 from ..schedules import Clock
 from .base import Method, Terms
 from .bricks.alignment import Alignment
 from .bricks.quality import pseudo_label_quality
+from .bricks.shares import adjustment, class_shares
 from .bricks.weights import sigmoid_weight
 
 
@@ -31,7 +31,7 @@ class Thresholded(Method):
 
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):
         super().__init__(config, network, spec, **options)
-        shares = class_shares(spec) if config.align == "labelled" or config.logit_adjustment else None
+        shares = class_shares(spec) if config.align == "labelled" else None
         self.alignment = None
         if config.align != "none":
             self.alignment = Alignment(
@@ -41,9 +41,7 @@ class Thresholded(Method):
                 shares=shares,
                 from_batch=getattr(config, "align_start", "batch") == "batch",
             )
-        # log(share^tau + 1e-12): the guard of Menon et al.'s code, for a class without a label
-        prior = (shares.double() ** config.logit_adjustment + 1e-12).log().float() if config.logit_adjustment else None
-        self.register_buffer("prior", prior, persistent=False)
+        self.register_buffer("prior", adjustment(spec, config.logit_adjustment), persistent=False)
 
     def objective(self, labelled: list[Output], unlabelled: list[Output], batch: Batch, clock: Clock) -> Terms:
         known = [view.logits for view in labelled]
@@ -117,15 +115,3 @@ class Thresholded(Method):
     def remember(self, batch: Batch, terms: Terms, clock: Clock) -> None:
         if self.alignment is not None:
             self.alignment.write(terms.memory)
-
-
-def class_shares(spec: DataSpec) -> Tensor:
-    """[C] float32 shares of the labelled classes.
-
-    Raises:
-        DataError: the data do not say how many labels each class has.
-    """
-    counts = torch.tensor(spec.labelled_counts, dtype=torch.float32)
-    if len(counts) != spec.num_classes or not counts.sum() > 0:
-        raise DataError(f"{spec.name} does not say how many labels each class has, and labelled shares were asked for")
-    return counts / counts.sum()

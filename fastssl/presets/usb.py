@@ -13,7 +13,9 @@ from .preset import Preset, error
 
 SOURCE = "USB, Wang et al. 2022, arXiv 2208.07204, results/usb_cv.csv: best checkpoint, 3 seeds; recipe: config/usb_cv"
 NOTES = ("accuracy here is the last step's; USB reports the best of all evaluations on the test set",)
-_SMALL = "USB starts from its own ImageNet-1k weights for patches of 2 pixels; without --weights these are timm's, resampled from 16 pixels"
+SMALL_NOTE = (
+    "USB starts from its own ImageNet-1k weights for patches of 2 pixels; without --weights these are timm's, resampled from 16 pixels"
+)
 _EUROSAT = "USB also mirrors EuroSAT top to bottom"
 METHODS = ("supervised", "fixmatch", "flexmatch", "adamatch", "freematch", "softmatch", "simmatch")
 
@@ -54,9 +56,9 @@ SMALL = {"model.name": "timm:vit_small_patch16_224", "model.img_size": 32, "mode
 BASE = {"model.name": "timm:vit_base_patch16_224.mae", "model.img_size": 96}  # USB's: MAE's weights, brought to 96 pixels
 # set -> network, learning rate, its factor from a block to the one before, notes
 SETTINGS: dict[str, tuple[dict[str, Any], float, float, tuple[str, ...]]] = {
-    "cifar100": (SMALL, 5e-4, 0.5, (_SMALL,)),
+    "cifar100": (SMALL, 5e-4, 0.5, (SMALL_NOTE,)),
     "stl10": (BASE, 1e-4, 0.65, ()),
-    "eurosat": (SMALL, 5e-5, 1.0, (_SMALL, _EUROSAT)),
+    "eurosat": (SMALL, 5e-5, 1.0, (SMALL_NOTE, _EUROSAT)),
 }
 
 

@@ -14,7 +14,8 @@ def sigmoid_weight(teacher: Tensor, threshold: float | Tensor, align: Tensor | N
     """Weight of each row by an S from 0 at its threshold to 1 at confidence 1; 0 below the threshold.
 
     With x = (c - t) / (1 - t): (s(k (x - 1/2)) - s(-k/2)) / (s(k/2) - s(-k/2)), s the logistic function and k = 10. Continuous at t, like
-    the powers of arXiv 2405.14313, with a small slope at both ends. The shape is ours: no source says which sigmoid was tried.
+    the powers of arXiv 2405.14313, with a small slope at both ends. The shape is ours: no source says which sigmoid was tried. Every such S
+    reaches 1 at confidence 1, so that a threshold of 1 leaves the step; above 1 nothing is kept.
 
     Args:
         teacher: [N, C] logits without grad.
@@ -31,7 +32,8 @@ def sigmoid_weight(teacher: Tensor, threshold: float | Tensor, align: Tensor | N
     if isinstance(threshold, Tensor):
         threshold = threshold.to(logits.dtype)
         threshold = threshold[label] if threshold.dim() == 1 else threshold
-    share = (confidence - threshold) / (1 - threshold + torch.finfo(logits.dtype).tiny)
+    threshold = torch.zeros_like(confidence) + threshold
+    share = (confidence - threshold) / torch.where(threshold < 1, 1 - threshold, 1.0) + (threshold >= 1)
     low = 1 / (1 + math.exp(STEEPNESS / 2))
     rise = ((STEEPNESS * (share.clamp(max=1) - 0.5)).sigmoid() - low) / (1 - 2 * low)
-    return torch.where(confidence < threshold, torch.zeros_like(rise), rise.clamp(min=0))  # NaN stays NaN
+    return torch.where(confidence < threshold, torch.zeros_like(rise), rise.clamp(0, 1))  # NaN stays NaN

@@ -135,7 +135,7 @@ def test_a_stage_that_comes_back_takes_its_step_and_starts_afresh(toy):
     method = Returning(None, toy.network(), toy.spec())
     views = toy.method("supervised").views
     batches = iter([toy.batch(views, seed=i) for i in range(100)])
-    pipeline = SimpleNamespace(draw=lambda: next(batches), capturable=True, views=views)
+    pipeline = SimpleNamespace(draw=lambda: next(batches), capturable=True, views=views, show=lambda views: None)
     run = SimpleNamespace(
         config=SimpleNamespace(train=TrainConfig(optimizer="adamw")),
         parts=SimpleNamespace(device=torch.device("cpu")),
