@@ -3,7 +3,9 @@
     python -m bench.gpu_steps [--check | --no-check] [--seconds 540] [--only fixmatch_wrn282 captured] [--out DIR] [--commit HASH]
 
 Checks (step_checks.py): captured steps equal eager ones, bitwise those launched by the host under deterministic algorithms; no
-recompilation; no synchronisation inside a step; DALI by copy. Then the rows of bench_step.py and bench_run.py for a GPU, most wanted first.
+recompilation; no synchronisation inside a step; DALI by copy. Then (method_checks.py) captured against eager for every method of the
+registry: `--only captured_equals_eager_`. Then the rows of bench_step.py, bench_run.py and bench_methods.py for a GPU, most wanted first;
+the last are a row a method against FixMatch: `--only method_`. What the budget left out is named; `--only` takes these names.
 A row that fails is printed, and makes the exit code 1; the rows after it still run. Rows are appended to a JSON-lines file as they
 come; the Markdown file is written at the end, also when the budget of `--seconds` ran out (what was not run is listed).
 """
@@ -19,17 +21,18 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import bench_run, bench_step, gpu_report, step_checks
+from . import bench_methods, bench_run, bench_step, gpu_report, method_checks, step_checks
 from ._timing import Machine, copy_gb_per_s, matmul_tflop_per_s
 from .step_rows import Recorder, table_lines
 
 RESERVE = 60.0  # seconds that a row with its compilation may take
-FIRST = ("fixmatch_wrn282_separate_run", "finessl_vitb16_run", "fixmatch_wrn282", "finessl", "graph", "fixmatch_wrn288", "update")
+FIRST = ("fixmatch_wrn282_separate_run", "finessl_vitb16_run", "fixmatch_wrn282", "finessl", "graph", "fixmatch_wrn288", "update", "method")
 
 
 def rows_for(device: str) -> dict[str, Callable[[Any, Machine], None]]:
@@ -42,7 +45,7 @@ def rows_for(device: str) -> dict[str, Callable[[Any, Machine], None]]:
 
         return call
 
-    rows = {**bench_step.ROWS, **{name: in_folder(row) for name, row in bench_run.ROWS.items()}}
+    rows = {**bench_step.ROWS, **bench_methods.ROWS, **{name: in_folder(row) for name, row in bench_run.ROWS.items()}}
     chosen = [name for name in rows if name.endswith(f"_{device}")]
     place = lambda name: next((i for i, start in enumerate(FIRST) if name.startswith(start)), len(FIRST))  # noqa: E731
     return {name: rows[name] for name in sorted(chosen, key=place)}
@@ -137,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         print("bench.gpu_steps needs a CUDA device; torch sees none", file=sys.stderr)
         return 2
-    known = [*rows_for(args.device), *(check.__name__ for check in step_checks.CHECKS)]
+    known = [*rows_for(args.device), *(check.__name__ for check in step_checks.CHECKS), *method_checks.CHECKS]
     strange = [part for part in args.only if not any(part in name for name in known)]
     if strange:
         print(f"--only {' '.join(strange)} is in no name; there are {', '.join(known)}", file=sys.stderr)
@@ -151,7 +154,8 @@ def main(argv: list[str] | None = None) -> int:
     session.say("; ".join(f"{key} {value}" for key, value in facts.items()))
     outcomes = []
     if not args.no_check:
-        for outcome in step_checks.run_checks(machine, wanted, session.enough):
+        rooms = (step_checks, method_checks)
+        for outcome in chain.from_iterable(room.run_checks(machine, wanted, session.enough) for room in rooms):
             outcomes.append(outcome)
             session.say(f"check {outcome.name}: {outcome.status}, {outcome.detail} ({outcome.seconds:.1f} s)")
     if not args.check:

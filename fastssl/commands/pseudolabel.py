@@ -131,10 +131,11 @@ def from_run(args: argparse.Namespace, device: torch.device) -> tuple[Labeller, 
     from ..engine.inference import load_trained
     from ..pipelines import splits
     from ..pipelines.errors import DataError
-    from .train import saved_config
+    from .train import refuse_row_judges, saved_config
 
     folder = Path(args.run)
     config = saved_config(folder)
+    refuse_row_judges(config)
     trained = load_trained(folder, config)
     own = config.data
     data = own

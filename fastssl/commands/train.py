@@ -176,10 +176,10 @@ def flags(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def refuse_row_judges(config: RunConfig) -> None:
-    """Raises ConfigError for a run whose method judges a row by more than its image: its network alone is not what was judged."""
+    """Raises ConfigError for a run that judged rows by more than their images: its network alone is not what was judged."""
     from .. import methods
 
-    if ":" not in config.method_name and methods.find(config.method_name).judges_rows:
+    if ":" not in config.method_name and config.data.foundation_labels and methods.find(config.method_name).judges_rows:
         raise ConfigError(
             f"{config.method_name} judges a sample by its image and its foundation label, and its network alone knows the image only; "
             "its accuracy is in the run's metrics.jsonl"

@@ -42,6 +42,12 @@ def spec_of(
             "fastssl pseudolabel writes one"
         )
     found = foundation.configured(config.data, source, split, seed=config.train.seed, warn=warn, note=note)
+    bare = int((found.label[split.test] < 0).sum()) if found is not None and kind.judges_rows else 0
+    if bare:
+        warn(
+            f"{bare} of {len(split.test)} test images have no foundation label, and {config.method_name} judges an image by its label too; "
+            "fastssl pseudolabel --test-rows labels them"
+        )
     return dataclasses.replace(spec, foundation=found)
 
 

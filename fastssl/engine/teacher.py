@@ -57,5 +57,10 @@ def load(folder: str, spec: DataSpec) -> Teacher:
     if not own:
         raise CheckpointError(f"{folder} holds a run of {config.method_name}, which has no auxiliary head; a teacher is a run of finessl")
     auxiliary = copy.deepcopy(trained.network.head)
-    auxiliary.load_state_dict(own)
+    try:
+        auxiliary.load_state_dict(own)
+    except RuntimeError:
+        raise CheckpointError(
+            f"the auxiliary head in {folder} is another kind of head than its main one; a teacher is a run of finessl"
+        ) from None
     return Teacher(trained.network, auxiliary, (trained.mean, trained.std), spec)

@@ -63,7 +63,7 @@ class Method(nn.Module):
 
     Config: ClassVar[type]
     views: ClassVar[Views] = Views()
-    judges_rows: ClassVar[bool] = False  # whether `finish` needs to know the row: such a method cannot judge images from elsewhere
+    judges_rows: ClassVar[bool] = False  # whether `finish` judges a row by its foundation label too: images from elsewhere have none
     summary: ClassVar[str]
     paper: ClassVar[str]
 

@@ -20,8 +20,10 @@ from ..models import Network, Output
 from ..pipelines.batch import Batch, DataSpec, Views
 from ..schedules import Clock
 from .base import Method, Terms
+from .bricks.options import UnlabelledOptions, but
 from .bricks.pace import LearningPace
 from .bricks.quality import pseudo_label_quality
+from .bricks.shares import adjustment
 
 CODE_OR_PAPER = ("code", "paper")
 
@@ -68,6 +70,7 @@ class FineSSL(Method):
             "learning pace from a bank of every sample's last label, or from a counter (equal where no sample repeats)",
             choices=("auto", "bank", "counter"),
         )
+        logit_adjustment: float = but(UnlabelledOptions, "logit_adjustment", 0.0)
         margin: str = option("code", "(1 - beta) / (1 + beta), or the paper's 1 - beta", choices=CODE_OR_PAPER)
         margin_spread: str = option(
             "dynamic",
@@ -91,6 +94,7 @@ class FineSSL(Method):
         super().__init__(config, network, spec, **options)
         # Both heads start equal: the auxiliary takes the main head's weight and goes its own way.
         self.auxiliary = copy.deepcopy(network.head)
+        self.register_buffer("prior", adjustment(spec, config.logit_adjustment), persistent=False)
         self.pace = LearningPace(
             spec,
             threshold=config.pace_threshold,
@@ -115,11 +119,14 @@ class FineSSL(Method):
             auxiliary_weak = self._auxiliary(weak)
         smoothing = c.smoothing if c.smoothed_label == "code" else c.smoothing * (classes - 1) / classes
 
-        loss_x = cross_entropy(known.logits, batch.label, margin=margin if c.margin_labelled else None, sample_weight=batch.weight).mean()
+        loss_x = cross_entropy(
+            known.logits, batch.label, margin=margin if c.margin_labelled else None, adjust=self.prior, sample_weight=batch.weight
+        ).mean()
         loss_x1 = cross_entropy(
             auxiliary_labelled,
             batch.label,
             smoothing=0.0 if c.auxiliary_labelled == "code" else smoothing,
+            adjust=self.prior,
             sample_weight=batch.weight,
         ).mean()
         main = pseudo_label_loss(

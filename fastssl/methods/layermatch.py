@@ -37,8 +37,8 @@ class LayerMatch(Thresholded):
     Known: the unlabelled term trains the encoder, and its harmful gradient is kept from the last linear layer; an exponential average holds
     the centres still that features gather around. Open in our sources: whether Grad-ReLU drops all of that gradient or what opposes the
     labelled one; what is averaged, by what momentum, with what ramp; the five hyper-parameters and their values; every table. Each reading
-    is a value of grad_relu or averaging. averaging=classifier alone keeps the gradient from the classifier, for the average is no weight
-    that trains; with grad_relu=off it goes straight through to the live one.
+    is a value of grad_relu or averaging. averaging=classifier by itself keeps the gradient from the classifier, for the average does not
+    train: what grad_relu lets through (off: all of it) goes straight through to the live one.
     """
 
     @dataclass(frozen=True)

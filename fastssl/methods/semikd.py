@@ -54,7 +54,9 @@ class SemiKD(FineSSL):
         # The student's heads are its own: both random, not one the copy of the other.
         self.auxiliary = fresh(network.head)
         self.register_buffer("portion", torch.full((), config.share))
-        self.register_buffer("ratio", torch.zeros(()))
+        self.register_buffer("ratio", torch.zeros(()))  # sum of the window's ratios so far
+        self.register_buffer("seen", torch.zeros(()))  # how many: skipped steps have none, accumulated ones several
+        self.register_buffer("moved", torch.full((), -1, dtype=torch.int64))  # the step at which a moved last
 
     @classmethod
     def views_of(cls, config: Any) -> Views:
@@ -82,11 +84,13 @@ class SemiKD(FineSSL):
 
     def remember(self, batch: Batch, terms: Terms, clock: Clock) -> None:
         super().remember(batch, terms, clock)
-        total = self.ratio + terms.memory["ratio"].to(self.ratio.dtype)
-        ends = (clock.step + 1) % WINDOW == 0
-        moved = (0.99 * self.portion + 0.01 * (total / WINDOW) * self.portion).clamp(0, 1)
-        self.portion.copy_(torch.where(ends, moved, self.portion))
+        total, seen = self.ratio + terms.memory["ratio"].to(self.ratio.dtype), self.seen + 1
+        ends = ((clock.step + 1) % WINDOW == 0) & (clock.step != self.moved)
+        portion = (0.99 * self.portion + 0.01 * (total / seen) * self.portion).clamp(0, 1)
+        self.portion.copy_(torch.where(ends, portion, self.portion))
         self.ratio.copy_(torch.where(ends, 0.0, total))
+        self.seen.copy_(torch.where(ends, 0.0, seen))
+        self.moved.copy_(torch.where(ends, clock.step, self.moved))
 
     def train(self, mode: bool = True) -> SemiKD:
         super().train(mode)

@@ -51,7 +51,9 @@ class SoftMatch(Thresholded):
 
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):
         if config.align_start == "batch" and config.align_memory == "queue":
-            raise ConfigError("method.align_start=batch is how align_memory=ema may start, and a queue starts uniform; leave one of them out")
+            raise ConfigError(
+                "method.align_start=batch is how align_memory=ema may start, and a queue starts uniform; leave one of them out"
+            )
         super().__init__(config, network, spec, **options)
         self.register_buffer("mean", torch.full((), 1 / spec.num_classes))
         self.register_buffer("variance", torch.ones(()))

@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from bench import bench_run, bench_step, gpu_steps, our_steps, step_cases, step_checks, step_rows
+from bench import bench_run, bench_step, gpu_steps, method_cases, our_steps, step_cases, step_checks, step_rows
 from bench._timing import Machine
 from bench.gpu_checks import Skip
 from fastssl.models import Network
@@ -135,8 +135,12 @@ def test_rows_by_name():
     wanted = {"fixmatch_wrn282_joint_cpu", "fixmatch_wrn282_separate_cpu", "finessl_vitb16_cpu", "update_wrn282_cpu"}
     assert wanted <= bench_step.ROWS.keys()
     cuda = gpu_steps.rows_for("cuda")
-    assert len(cuda) == 12 and list(cuda)[0] == "fixmatch_wrn282_separate_run_cuda" and list(cuda)[-1].startswith("update")
-    assert len(gpu_steps.rows_for("cpu")) == 6 and all(name.endswith("_cpu") for name in gpu_steps.rows_for("cpu"))
+    steps = [name for name in cuda if not name.startswith("method_")]
+    assert len(steps) == 12 and list(cuda)[0] == "fixmatch_wrn282_separate_run_cuda" and steps[-1].startswith("update")
+    assert list(cuda)[len(steps) :] == [f"method_{name}_cuda" for name in method_cases.CASES], "a row a method, after the others"
+    assert len(gpu_steps.rows_for("cpu")) == 6 + len(method_cases.CASES) and all(
+        name.endswith("_cpu") for name in gpu_steps.rows_for("cpu")
+    )
 
 
 def test_the_script_refuses_without_a_gpu(monkeypatch, capsys):

@@ -1,9 +1,16 @@
 """The methods as the tests run them: by what options a made-up batch has pseudo-labels that count, and further forms of some."""
 
+import pytest
+
 from fastssl.methods import METHODS
 
 # Options under which the unlabelled term is active on an untrained network.
 TRAINED = [name for name in METHODS if name != "zero_shot"]  # which has no loss
+CORE = (
+    "supervised",
+    "fixmatch",
+    "finessl",
+)  # whose every combination with optimisers and precisions runs always; the others' by -m exhaustive
 ACTIVE = {
     "zeromatch": {"distil_share": 0.0, "inner_options": "threshold=0"},
     "pl_feature": {"inner_options": "threshold=0"},
@@ -59,3 +66,9 @@ FORMS = {
     ),
 }
 CASES = {name: (name, ACTIVE.get(name, {})) for name in TRAINED} | FORMS
+
+
+def crossed(axis):
+    """(method, entry) pairs for a test: all of them for CORE, the first entry alone for the other methods unless -m exhaustive asks."""
+    pairs = [(name, entry, name in CORE or number == 0) for name in TRAINED for number, entry in enumerate(axis)]
+    return [(name, entry) if always else pytest.param(name, entry, marks=pytest.mark.exhaustive) for name, entry, always in pairs]

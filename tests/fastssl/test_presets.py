@@ -46,7 +46,7 @@ def test_its_network_exists(preset):
     from fastssl import models
 
     config = resolved(preset)
-    size = {"finessl": 224, "fixmatch": None, "usb": config.model.img_size}[preset.name.split("_")[0]]
+    size = 224 if preset.name.startswith(("finessl", "zeromatch_flowers102")) else config.model.img_size
     assert models.describe(config.model).size == size
 
 
@@ -58,7 +58,10 @@ def test_the_names_that_the_papers_settings_have():
     assert {f"finessl_food101_n{n}" for n in (2, 4, 10)} | {f"fixmatch_cifar10_{n}" for n in (40, 250, 4000)} <= names
     assert {f"fixmatch_cifar100_{n}" for n in (400, 2500, 10000)} | {f"fixmatch_svhn_{n}" for n in (40, 250, 1000)} <= names
     assert {"fixmatch_stl10_1000", "usb_cifar100_200", "usb_cifar100_400", "usb_stl10_40", "usb_stl10_100"} <= names
-    assert {"usb_eurosat_20", "usb_eurosat_40"} <= names and len(names) == 25
+    assert {"usb_eurosat_20", "usb_eurosat_40"} <= names
+    cifar = [f"cifar10_{n}" for n in (40, 250, 4000)] + [f"cifar100_{n}" for n in (400, 2500, 10000)]
+    assert {f"{method}_{rest}" for method in ("flexmatch", "freematch", "softmatch", "adamatch") for rest in cifar} <= names
+    assert {"spl_cifar10_40", "zeromatch_cifar100_100", "zeromatch_flowers102_204"} <= names and len(names) == 52
 
 
 def test_what_differs_between_settings_of_one_paper():
@@ -84,6 +87,45 @@ def test_the_published_numbers():
     assert str(shown["usb_cifar100_200"]["freematch"]) == "78.60 +- 0.30" and str(shown["usb_eurosat_40"]["supervised"]) == "83.88 +- 1.35"
 
 
+def test_the_successors_numbers_are_of_the_table_that_they_name():
+    """One protocol a preset: USB's CIFAR-100 is another network's, and its forms have other options."""
+    shown = {name: {m: str(r) for m, r in presets.find(name).published.items()} for name in presets.PRESETS}
+    assert shown["flexmatch_cifar100_400"] == {"fixmatch": "53.58 +- 0.82", "flexmatch": "60.06 +- 1.62"}
+    assert shown["freematch_cifar100_400"] == {"freematch": "62.02 +- 0.42"} and shown["softmatch_cifar100_2500"] == {
+        "softmatch": "73.34 +- 0.25"
+    }
+    assert shown["freematch_cifar10_40"]["freematch"] == "95.03 +- 0.09" and shown["softmatch_cifar10_250"]["softmatch"] == "95.16 +- 0.10"
+    assert shown["adamatch_cifar10_4000"]["adamatch"] == "95.71 +- 0.06" and shown["spl_cifar10_40"] == {
+        "spl": "92.76",
+        "fixmatch": "90.72",
+    }
+    assert shown["zeromatch_cifar100_100"]["zeromatch"] == "88.01" and shown["zeromatch_flowers102_204"]["pseudo_supervision"] == "85.40"
+    for name in (name for name in presets.PRESETS if name.startswith(("flexmatch", "freematch", "softmatch", "adamatch"))):
+        preset, values = presets.find(name), presets.find(name).values()
+        narrow = "cifar100" not in name or name.startswith("adamatch")
+        assert values["model.name"] == ("wrn-28-2" if narrow else "wrn-28-8"), name
+        assert values["train.weight_decay"] == (1e-3 if "cifar100" in name else 5e-4) and values["train.steps"] == 2**20
+        assert ("USB" in preset.source) == ("adamatch" in preset.published), "USB's numbers stand under USB's name alone"
+
+
+def test_the_successors_options():
+    options = lambda name: {k: v for k, v in presets.find(name).values().items() if k.startswith(("method.", "data.policy"))}  # noqa: E731
+    assert (
+        options("freematch_cifar10_40")["method.fairness_weight"] == 1e-3
+        and options("freematch_cifar100_400")["method.fairness_weight"] == 0.01
+    )
+    assert [options(f"softmatch_cifar{n}")["method.statistics"] for n in ("10_40", "100_400")] == ["aligned", "raw"]
+    config = resolved(presets.find("adamatch_cifar10_40")).method
+    assert (config.threshold, config.align_memory) == (0.95, "ema") and not (config.strong_labelled or config.interpolate or config.ramp)
+    smooth = options("spl_cifar10_40")
+    assert (smooth["method.lambda_u"], smooth["method.weighting"], smooth["data.policy"]) == (1.1, "smooth", "fixmatch")
+    assert options("flexmatch_cifar10_40")["data.policy"] == "usb"
+    for name, steps, lr in (("cifar100_100", 204_800, 5e-4), ("flowers102_204", 102_400, 1e-4)):
+        values = presets.find(f"zeromatch_{name}").values()
+        assert (values["train.steps"], values["train.lr"], values["train.batch_size"]) == (2 * steps, lr, 16)
+        assert values["train.warmup"] * 40 == steps and "method.threshold" not in values
+
+
 def test_another_method_in_the_same_setting():
     preset = presets.find("usb_cifar100_200")
     config = resolved(preset, "supervised")
@@ -104,7 +146,7 @@ def test_presets_of_methods_that_are_not_built_are_not_listed(monkeypatch):
         assert not [name for name in importlib.reload(presets).PRESETS if name.startswith("finessl")]
     finally:
         monkeypatch.undo()
-        assert len(importlib.reload(presets).PRESETS) == 25
+        assert len(importlib.reload(presets).PRESETS) == 52
 
 
 def test_the_plain_commands_settings_are_as_they_were():

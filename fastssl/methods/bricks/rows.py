@@ -38,7 +38,11 @@ class PredictionBank(nn.Module):
         return torch.where(fresh, p.to(before.dtype), self.momentum * before + (1 - self.momentum) * p.to(before.dtype))
 
     def write(self, index: Tensor, mean: Tensor, ok: Tensor) -> None:
-        """Keeps what `read` gave, where `ok` ([] bool)."""
-        mean = torch.where(ok, mean, self.mean.index_select(0, index))
+        """Keeps what `read` gave, where `ok` ([] bool); never a row that is not finite.
+
+        Under train.accumulate a piece is written before the step's verdict is known, and a NaN would stay with its sample for good.
+        """
+        sound = ok & mean.isfinite().all(1, keepdim=True)
+        mean = torch.where(sound, mean, self.mean.index_select(0, index))
         # All rows of one sample write the same values, so that their order does not matter.
         self.mean.index_copy_(0, index, mean.index_select(0, last_of(index, len(self.mean))))

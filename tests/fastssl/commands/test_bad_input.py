@@ -156,17 +156,6 @@ def test_unexpected_errors_leave_a_traceback_in_a_file(capsys, monkeypatch):
     assert "inside" in text and "Traceback" in open(path).read()
 
 
-def test_methods_lists_and_shows(capsys):
-    assert main(["methods", "--json"]) == 0
-    names = [entry["name"] for entry in json.loads(capsys.readouterr().out)]
-    assert names == ["supervised", "fixmatch", "finessl"]
-    assert main(["methods", "show", "finessl"]) == 0
-    text = capsys.readouterr().out
-    assert "method.margin_scale=8.0" in text and "alpha_0" in text and "2405.11756" in text
-    assert main(["methods", "show", "finesl"]) == 2
-    assert "finessl" in capsys.readouterr().err
-
-
 def test_dry_run_writes_nothing(capsys, tmp_path):
     out = tmp_path / "run"
     assert main(["train", "--method", "finessl", "--dry-run", "--out", str(out)]) == 0

@@ -113,8 +113,7 @@ def as_if_cuda(monkeypatch):
     monkeypatch.setattr(modes, "wanted", lambda asked, device: ["graph", "compile", "eager"] if asked == "auto" else [asked])
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(("name", "optimizer"), method_cases.crossed(["sgd", "adamw"]))
 def test_compiled_and_captured_steps_equal_eager_ones(toy, as_if_cuda, name, optimizer):
     outcomes = {}
     for mode in modes.MODES:

@@ -34,7 +34,7 @@ from fastssl.engine.assemble import assemble
 from fastssl.engine.run import Run
 from fastssl.models import Network
 from fastssl.models.heads import CosineHead
-from tests.fastssl.method_cases import TRAINED
+from tests.fastssl.method_cases import TRAINED, crossed
 
 FORMS = {
     "sgd": {"schedule": "cosine", "warmup": 3},
@@ -88,8 +88,7 @@ def test_a_frozen_answer_shows(steps):
     assert weight.tolist() == [112.0, 112.0]
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(("name", "form"), crossed(FORMS))
 def test_a_tape_trains_as_eager_steps(toy, steps, name, form):
     """Twenty steps, bit for bit, while learning rate, ramps, thresholds and averages move."""
     ends, sums = [], []

@@ -17,7 +17,7 @@ from fastssl.config import TrainConfig
 from fastssl.engine.step import Step
 from fastssl.engine.update import Update
 from fastssl.schedules import Clock
-from tests.fastssl.method_cases import TRAINED
+from tests.fastssl.method_cases import crossed
 
 
 class Drawn:
@@ -75,10 +75,10 @@ def on_cuda(toy, monkeypatch):
         yield build
 
 
-@pytest.mark.parametrize("amp, optimizer", [("off", "lars"), ("off", "adamw"), ("fp16", "lars")])
+@pytest.mark.parametrize(("name", "form"), crossed([("off", "lars"), ("off", "adamw"), ("fp16", "lars")]))
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
-@pytest.mark.parametrize("name", TRAINED)
-def test_a_step_needs_nothing_of_the_host(on_cuda, nothing_from_the_host, name, amp, optimizer):
+def test_a_step_needs_nothing_of_the_host(on_cuda, nothing_from_the_host, name, form):
+    amp, optimizer = form
     step = on_cuda(name, amp=amp, optimizer=optimizer)
     step.body()  # makes the optimiser's state and the sums, as the trial steps before a capture do
     with nothing_from_the_host():

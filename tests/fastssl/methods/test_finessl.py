@@ -179,3 +179,21 @@ def test_auto_takes_the_counter_only_where_no_row_repeats(toy):
     assert LearningPace(spec, threshold=0.7, reset=4, form="auto", batch=8).form == "counter"
     assert LearningPace(spec, threshold=0.7, reset=500, form="auto", batch=8).form == "bank"
     assert LearningPace(spec, threshold=0.7, reset=0, form="auto", batch=8).form == "bank"
+
+
+def test_long_tailed_labels_shift_both_heads_labelled_terms(toy):
+    """log of the labelled shares, 3, 2, 1, 1, 1 of 8, is added to the logits of L_x and L_x1, beside the margin, and to nothing else."""
+    b = toy.batch(toy.method("finessl").views)
+    pace = torch.tensor([1.0, 0.5, 0.25, 0.0, 0.0], dtype=torch.float64)
+    totals = {}
+    for tau in (0.0, 0.5):
+        m = toy.method("finessl", logit_adjustment=tau)
+        m.pace.counts.copy_(4 * pace)
+        zx = m.network(b.labelled[0])
+        prior = tau * np.log(np.array([3, 2, 1, 1, 1]) / 8)
+        y = onehot(b.label.numpy(), 5)
+        margin = m.margins(pace).numpy()[b.label.numpy()][:, None] * (1 - y)
+        auxiliary = m.auxiliary(zx.features).detach().numpy()
+        expected = cross_entropy(y, zx.logits.detach().numpy() + margin + prior).mean() + cross_entropy(y, auxiliary + prior).mean()
+        totals[tau] = m.loss(b, toy.clock(1)).total.item() - expected
+    assert abs(totals[0.0] - totals[0.5]) < 1e-5

@@ -36,3 +36,10 @@ def test_a_step_that_came_to_nothing_leaves_no_trace():
     bank.write(index, torch.full((3, 2), torch.nan), torch.tensor(False))
     assert torch.equal(bank.mean, before) and bank.guards_itself
     assert before.tolist() == [[0, 0], pytest.approx([0.6, 0.4]), [0, 0], [1, 0]]
+
+
+def test_a_piece_that_is_not_finite_spares_its_samples_before_the_verdict():
+    bank = PredictionBank(4, 2, 0.9)
+    index, p = torch.tensor([1, 2]), torch.tensor([[0.2, 0.8], [torch.nan, torch.nan]])
+    bank.write(index, bank.read(index, p), YES)
+    assert bank.mean[1].tolist() == pytest.approx([0.2, 0.8]) and bank.mean[2].tolist() == [0, 0]

@@ -47,4 +47,12 @@ def test_nan_shows_and_half_precision_is_computed_in_float32():
     weight = sigmoid_weight(z, 0.5)
     assert weight[0].isnan() and weight[1] > 0.9 and weight.dtype == torch.float32
     assert sigmoid_weight(z.bfloat16(), 0.5).dtype == torch.float32
-    assert torch.isfinite(sigmoid_weight(torch.tensor([[80.0, 0, 0], [1.0, 0, 0]]), 1.0)).all(), "a threshold of 1"
+
+
+def test_a_threshold_of_1_is_the_step():
+    z = torch.tensor([[200.0, 0, 0], [0, 5.0, 0], [torch.nan, 0, 0]])
+    for threshold in (1.0, torch.tensor(1.0), torch.tensor([1.0, 1.0, 0.5])):
+        weight = sigmoid_weight(z, threshold)
+        assert weight[:2].tolist() == [1, 0] and weight[2].isnan()
+    assert sigmoid_weight(z, torch.tensor([1.0, 0.5, 1.0]))[0] == 1 and 0.99 < sigmoid_weight(z, torch.tensor([1.0, 0.5, 1.0]))[1] < 1
+    assert sigmoid_weight(z, 1.1)[:2].tolist() == [0, 0] and sigmoid_weight(z, torch.tensor(torch.nan)).isnan().all()

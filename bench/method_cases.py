@@ -1,0 +1,165 @@
+"""The methods of the registry as steps to be timed: by what options each is busy, which stage, and the images that it forwards.
+
+A forward pass weighs 1 an image, its backward pass 2. What a step forwards follows from its views, the batch and the case's further
+forwards; `seen` counts what the networks are really given, so that a pass too many cannot explain itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastssl.config import TrainConfig
+from fastssl.engine.step import Step
+from fastssl.engine.teacher import Teacher
+from fastssl.engine.update import Update
+from fastssl.methods import METHODS, find
+from fastssl.methods.base import Method
+from fastssl.models import Network
+from fastssl.pipelines.batch import Batch, DataSpec, FoundationLabels
+from fastssl.schedules import Clock
+
+from . import our_steps
+
+UNTRAINED = ("zero_shot",)  # which takes no steps
+_ALL = {"threshold": 0.0}  # every pseudo-label counts on an untrained network
+
+
+class Passes(NamedTuple):
+    """Images that a step forwards."""
+
+    graph: int  # with a backward pass
+    plain: int  # without
+
+    @property
+    def work(self) -> int:
+        return 3 * self.graph + self.plain
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method in one of its stages.
+
+    Attributes:
+        alone: further forwards with gradient of all labelled views, where the network has batch-norm.
+        taught: further forwards without gradient, in unlabelled batches.
+    """
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    stage: int = 0
+    alone: int = 0
+    taught: int = 0
+    teacher: bool = False  # it is given another network that teaches it
+
+
+CASES: dict[str, Case] = {
+    "supervised": Case("supervised"),
+    "fixmatch": Case("fixmatch", _ALL),
+    "spl": Case("spl", _ALL),
+    "flexmatch": Case("flexmatch", {"threshold": 0.3}),
+    "freematch": Case("freematch"),
+    "softmatch": Case("softmatch"),
+    "adamatch": Case("adamatch", _ALL, alone=1),
+    "debiaspl": Case("debiaspl", _ALL),
+    "layermatch": Case("layermatch", _ALL),
+    "layermatch_teacher": Case("layermatch", {**_ALL, "averaging": "teacher"}, taught=1),
+    "finessl": Case("finessl", _ALL),
+    "semikd": Case("semikd", _ALL, taught=2, teacher=True),
+    "zeromatch_distil": Case("zeromatch", {"inner_options": "threshold=0"}),
+    "zeromatch": Case("zeromatch", {"inner_options": "threshold=0"}, stage=1),
+    "pseudo_supervision": Case("pseudo_supervision"),
+    "pl_feature": Case("pl_feature", {"inner_options": "threshold=0"}),
+}
+TRAINED = tuple(name for name in METHODS if name not in UNTRAINED)
+
+
+class MethodStep(our_steps.Ours):
+    """One step of a case a call."""
+
+    def __init__(self, step: Step, passes: Passes):
+        super().__init__(step)
+        self.passes = passes
+
+    def trained(self) -> list[Tensor]:
+        return list(self.step.update.parameters)
+
+    def eager_loss(self) -> float:
+        """The loss of the step to come, by the method alone: no Step, no compiler. Nothing is moved but batch-norm's statistics."""
+        step, clock = self.step, Clock(self.step.clock.total, 0, self.step.device)
+        clock.step.copy_(step.clock.step + 1)
+        with torch.autocast(step.device.type, dtype=step.amp, enabled=step.amp is not None, cache_enabled=False):
+            return float(step.method.loss(step.pipeline.draw(), clock).total.detach())
+
+
+def method_step(name: str, network: Network, sizes: tuple[int, int], *, weak_pass: str = "joint", amp: str = "off") -> MethodStep:
+    """The case's step on a copy of `network` (linear head) and B labelled and U unlabelled samples of noise. `sizes`: (B, U)."""
+    case, device, classes = CASES[name], network.head.weight.device, len(network.head.weight)
+    kind = find(case.method)
+    config = TrainConfig(steps=our_steps.TOTAL, lr=1e-3, ema=0.999, amp=amp, weight_decay=5e-4)
+    spec = made_spec(classes)
+    network = copy.deepcopy(network)
+    if network.has_batchnorm:
+        network = network.to(memory_format=torch.channels_last)  # as the engine does it
+    further = {"teacher": made_teacher(network, spec)} if case.teacher else {}
+    torch.manual_seed(0)  # a case's own heads start at random, a twin's alike
+    options = {"unlabelled_batch": sizes[1], "ema": config.ema, "weak_pass": weak_pass, **further}
+    method = kind(kind.Config(**case.options), network, spec, **options).to(device).train()
+    stage = method.stage(case.stage, config.steps)
+    update = Update(method, stage, config)
+    held = our_steps.Held(made_batch(method, sizes, classes, device), spec)
+    return MethodStep(Step(method, held, update, Clock(stage.steps, 0, device), config), counted(case, method, sizes))
+
+
+def counted(case: Case, method: Method, sizes: tuple[int, int]) -> Passes:
+    """What the case's step forwards, by its views in the present stage and its further forwards."""
+    (labelled, unlabelled), views = sizes, method.asked
+    apart = views.no_grad if method.weak_pass == "separate" else 0
+    alone = case.alone * labelled * len(views.labelled) if method.network.has_batchnorm else 0
+    graph = labelled * len(views.labelled) + unlabelled * (len(views.unlabelled) - apart) + alone
+    return Passes(graph, unlabelled * (apart + case.taught))
+
+
+def seen(method: Method, call: Callable[[], object]) -> Passes:
+    """What the networks inside `method` are given during `call`."""
+    count = {True: 0, False: 0}
+
+    def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        count[torch.is_grad_enabled()] += len(given[0])
+
+    hooks = [part.register_forward_pre_hook(note) for part in method.modules() if isinstance(part, Network)]
+    try:
+        call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Passes(count[True], count[False])
+
+
+def made_spec(classes: int) -> DataSpec:
+    """A set of our_steps.ROWS rows, each with a label of a foundation model that is drawn by chance."""
+    rows = our_steps.ROWS
+    given = np.random.default_rng(0).integers(0, classes, rows)
+    foundation = FoundationLabels(given, np.ones(rows, np.float32))
+    shares = {"labelled_counts": (4,) * classes, "foundation": foundation}
+    return DataSpec("made up", our_steps.names(classes), (3, 32, 32), rows, rows, **shares)
+
+
+def made_teacher(network: Network, spec: DataSpec) -> Teacher:
+    """A finished run's networks stand-in: a copy of the student, and of its head as the auxiliary one."""
+    return Teacher(copy.deepcopy(network), copy.deepcopy(network.head), (spec.mean, spec.std), spec)
+
+
+def made_batch(method: Method, sizes: tuple[int, int], classes: int, device: torch.device) -> Batch:
+    """Noise in the views that the method asks for in its present stage."""
+    views = method.asked
+    batch = our_steps.noise_batch(*sizes, max(1, len(views.unlabelled)), 32, classes, device)
+    (first,) = batch.labelled
+    labelled = tuple(first + 0.5 * k * first.roll(1, 0) for k in range(len(views.labelled)))
+    return batch._replace(labelled=labelled, unlabelled=batch.unlabelled[: len(views.unlabelled)])
