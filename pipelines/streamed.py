@@ -82,7 +82,7 @@ class DaliPipeline(ResidentPipeline):
         self._fed: _Plan | None = None
         self._drawn = 0  # batches drawn; the device's own count is `step`
         self._host: dict[str, np.ndarray] = {}
-        self._out: Batch | None = None
+        self._out: dict[Views, Batch] = {}  # a captured step of earlier views reads its own
         most = max(batch_size * (1 + (ratio if views.unlabelled else 0)), 1)
         # To the resident pipeline the set's images are those of one batch; which of them is a row's says `_slot`.
         held = dataclasses.replace(source, images=np.zeros((most, 3, files.size, files.size), np.uint8))
@@ -109,7 +109,6 @@ class DaliPipeline(ResidentPipeline):
 
     def show(self, views: Views) -> None:
         super().show(views)
-        self._out = None
         self._restart()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -208,13 +207,14 @@ class DaliPipeline(ResidentPipeline):
         self.step.add_(1)
         self._advance()
         batch = self._batch(plan.streams)
-        if self._out is None:
-            self._out = Batch(*(tuple(v.clone() for v in part) if isinstance(part, tuple) else part.clone() for part in batch))
-            return self._out
-        for old, new in zip(self._out, batch, strict=True):
+        if self.views not in self._out:
+            self._out[self.views] = Batch(*(tuple(v.clone() for v in part) if isinstance(part, tuple) else part.clone() for part in batch))
+            return self._out[self.views]
+        out = self._out[self.views]
+        for old, new in zip(out, batch, strict=True):
             for a, b in zip(old, new, strict=True) if isinstance(old, tuple) else ((old, new),):
                 a.copy_(b)
-        return self._out
+        return out
 
     def _batch(self, streams: dict[str, _Stream]) -> Batch:
         """The batch of rows that are decoded: as ResidentPipeline's, but for who decides which rows they are."""

@@ -34,6 +34,9 @@ def describe(parts: Any, as_json: bool, *, quiet: bool = False) -> int:
     print(f"# {trained:,} trained weights on {parts.device}")
     for note in [*parts.notes, *(f"warning: {text}" for text in parts.warnings)]:
         print(f"# {note}")
+    if not measured.stages:
+        print("# nothing trains: there is no step to measure")
+        return 0
     first = f", as the first of {measured.stages} stages" if measured.stages > 1 else ""
     print(
         f"# estimate: {clock(measured.seconds)} for {train.stop_at or train.steps:,} steps, evaluation and saving left out "

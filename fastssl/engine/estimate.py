@@ -41,6 +41,8 @@ def estimate(parts: Parts) -> Estimate:
     device, train = parts.device, parts.config.train
     with _as_trained(train):
         run = Run(parts, None, quiet=True)
+        if run.stage is None:  # nothing trains
+            return Estimate(0.0, 0.0, *memory.peak(device), 0, 0, None)
         run.memory = memory.begin(run)
         run.method.train()
         run.prepare()
@@ -56,9 +58,21 @@ def estimate(parts: Parts) -> Estimate:
     median = statistics.median(times)
     size, kind = memory.peak(device)
     stages = sum(1 for _ in memory.stages(parts.method, train.steps))
-    end = train.steps if train.stop_at is None else min(train.stop_at, train.steps)
     foreseen = run.memory.peak if run.memory is not None else None
-    return Estimate(median, median * end, size, kind, TIMED, stages, foreseen)
+    return Estimate(median, median * steps_alike(run), size, kind, TIMED, stages, foreseen)
+
+
+def steps_alike(run: Run) -> float:
+    """How many of the first stage's steps the run takes as long as: stages draw different numbers of images, and time goes with images."""
+    method, train = run.method, run.config.train
+    left = train.steps if train.stop_at is None else min(train.stop_at, train.steps)
+    usual, total, first = method.views_of(method.config), 0.0, 0
+    for stage in memory.stages(method, train.steps):
+        images = (stage.views or usual).count(train.ratio)
+        first = first or images
+        total += min(stage.steps, left) * images / first
+        left -= min(stage.steps, left)
+    return total
 
 
 def _wait(device: torch.device) -> None:

@@ -41,6 +41,11 @@ def spec_of(
             f"{config.method_name} learns from a foundation model's labels: give --foundation-labels FILE (id,label); "
             "fastssl pseudolabel writes one"
         )
+    if kind.trains_nothing and config.data.foundation_labels is None and config.model.head_init != "text":
+        raise ConfigError(
+            f"{config.method_name} trains nothing, and the head of {config.model.name} knows nothing: take a network with a text tower "
+            "(glyph_clip, open_clip:ARCH/TAG) and --set model.head_init=text, or give --foundation-labels FILE"
+        )
     found = foundation.configured(config.data, source, split, seed=config.train.seed, warn=warn, note=note)
     bare = int((found.label[split.test] < 0).sum()) if found is not None and kind.judges_rows else 0
     if bare:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import gc
+import hashlib
 import io
 import json
 import logging
+import os
 import shutil
 import time
 import traceback
@@ -34,8 +37,25 @@ from .memory import out_of_memory
 from .report import write_atomically
 from .run import Interrupted, Run, resume
 
+PASSING = (3, 4, 7)  # exit codes whose cause may have gone since, so that a run goes on from its checkpoint: data, machine, memory or disk
 # Options that move no figure of a finished run: a sweep may go on with others.
 SOFT = ("data.root", "data.workers", "train.keep", "train.save_every", "train.profile")
+
+
+FILES = ("foundation_labels", "split", "labels")  # of `data`: their content decides a result, and a path does not tell it
+
+
+def content(path: str | None) -> str | None:
+    """A hash of a file's content; None where there is none."""
+    if path is None or not Path(path).is_file():
+        return None
+    about = os.stat(path)
+    return _content(path, about.st_mtime_ns, about.st_size)
+
+
+@functools.cache
+def _content(path: str, changed: int, size: int) -> str:
+    return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -62,6 +82,7 @@ class Cell:
         nested = self.config.nested()
         if classical.is_peer(self.method):
             nested = {"method": nested["method"], "data": nested["data"], "train": {"seed": self.seed}}
+        nested["files"] = {key: digest for key in FILES if (digest := content(nested["data"].get(key)))}
         return json.loads(json.dumps(nested))
 
 
@@ -153,7 +174,11 @@ def check(cells: list[Cell], root: Path) -> None:
 def differences(cell: Cell, then: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Any, Any]]:
     """(dotted key, its value in `then`, its value now) of what differs and moves figures."""
     now = cell.asked
-    for section in now:
+    for key in sorted({*now["files"], *then.get("files", now["files"])}):
+        old, new = (f"of content {values.get(key)}" for values in (then.get("files", now["files"]), now["files"]))
+        if old != new:
+            yield f"data.{key}", old, new
+    for section in (name for name in now if name != "files"):
         kind = SECTIONS.get(section, type(cell.config.method))
         defaults = {field.name: field.default for field in dataclasses.fields(kind)}
         for name in {**now[section], **then.get(section, {})}:
@@ -196,8 +221,10 @@ def work(cell: Cell, root: Path, *, checkpoints: bool = True) -> Outcome:
 def train(cell: Cell, root: Path) -> None:
     """What `work` does, with errors as they come."""
     folder, state = folder_of(cell, root), state_of(cell, root)
+    failure = (record_of(cell, root) or {}).get("failure") or {}
+    saved = state == "failed" and failure.get("code") in PASSING and checkpoint.listed(folder / "checkpoints")
     write_record(cell, root)
-    if state == "interrupted":
+    if state == "interrupted" or saved:
         values = read_yaml(str(folder / "config.yaml"))
         own = resolve(cell.config.method_name, find(cell.config.method_name).Config, [("config.yaml", values)])
         run = resume(own, folder, quiet=True)

@@ -159,7 +159,11 @@ class Run:
                 stage = self.method.stage(self.stage_index, self.total)
                 if stage is None:
                     break
+                self._report()
+                streak = self.step.streak
                 self.set_up(stage)
+                self.step.streak.copy_(streak)  # a run that diverged in one stage has not recovered by entering the next
+                self.reporter.say(f"stage {self.stage_index + 1}, {stage.name}: {stage.steps:,} steps")
             self.prepare()
             begin = time.perf_counter()
             with memory.guarded(self, "training"):
@@ -178,6 +182,8 @@ class Run:
                 raise (Interrupted if self.signal == signal.SIGINT else Preempted)(where)
 
     def _report(self) -> None:
+        if self.done == self.reported:
+            return
         begin = time.perf_counter()
         values = self.step.read()
         worst = int(self.step.worst_streak)

@@ -75,6 +75,9 @@ def restore(run: Any) -> None:
     torch.set_rng_state(state["rng"])
     if state.get("device_rng") is not None and run.parts.device.type == "cuda":
         torch.cuda.set_rng_state(state["device_rng"], run.parts.device)
+    missing = [name for name in PROGRESS if name not in progress]
+    if missing:
+        raise CheckpointError(f"{run.folder} was saved by an older version, without {', '.join(missing)}; train anew with another --out")
     for name in PROGRESS:
         setattr(run, name, progress[name])
     run.curve = [tuple(point) for point in state["curve"]]

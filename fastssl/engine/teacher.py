@@ -43,6 +43,10 @@ def load(folder: str, spec: DataSpec) -> Teacher:
         CheckpointError: no run there, or none with an auxiliary head.
         ConfigError: other classes, or images of another size.
     """
+    if not (Path(folder) / "config.yaml").exists():
+        raise CheckpointError(
+            f"method.teacher: {folder} is no run directory (it holds no config.yaml); give the folder of a finished finessl run"
+        )
     config = saved_config(Path(folder))
     trained = load_trained(Path(folder), config)
     if trained.classes != spec.classes:

@@ -152,7 +152,7 @@ def layer_scales(method: Method, decay: float) -> dict[str, float]:
         return {}
     scales = {}
     for place, module in method.named_modules():
-        if isinstance(module, Network):
+        if isinstance(module, Network) and any(p.requires_grad for p in module.parameters()):
             found = towers.layers(module.encoder)
             if found is None:
                 kind = type(module.encoder).__name__

@@ -62,15 +62,14 @@ class AdaMatch(Thresholded):
             alone = forward_together(self.network, list(batch.labelled))
         mixed = []
         for number, (joint, single) in enumerate(zip(labelled, alone, strict=True)):
-            share = self.noise(joint.logits, number, clock)
+            share = self.noise(joint.logits, number, batch.index, clock)
             mixed.append(Output(joint.logits + (single.logits - joint.logits) * share, joint.features))
         return self.objective(mixed, unlabelled, batch, clock)
 
-    def noise(self, logits: Tensor, view: int, clock: Clock) -> Tensor:
-        """Uniform numbers in [0, 1) of the shape of `logits`, keyed by (seed, step, view, place)."""
+    def noise(self, logits: Tensor, view: int, index: Tensor, clock: Clock) -> Tensor:
+        """Uniform numbers in [0, 1) of the shape of `logits`, keyed by (seed, step, view, sample, class)."""
         base = keyed.joined(keyed.joined(keyed.key(_NOISE, view), clock.seed), clock.step)
-        places = torch.arange(logits.numel(), device=logits.device)
-        return keyed.unit(keyed.joined(base, places)).view(logits.shape).to(logits.dtype)
+        return keyed.unit(keyed.bits(keyed.joined(base, index), logits.shape[1])).to(logits.dtype)
 
     def standard(self, teacher: Tensor, known: Tensor, batch: Batch, clock: Clock) -> tuple[dict[str, Any], dict[str, Tensor]]:
         options, memory = self.aligned(teacher, known)

@@ -64,6 +64,7 @@ class Method(nn.Module):
     Config: ClassVar[type]
     views: ClassVar[Views] = Views()
     judges_rows: ClassVar[bool] = False  # whether `finish` judges a row by its foundation label too: images from elsewhere have none
+    trains_nothing: ClassVar[bool] = False  # whether the method is judged as its network and what it is given stand
     summary: ClassVar[str]
     paper: ClassVar[str]
 

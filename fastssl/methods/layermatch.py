@@ -130,7 +130,8 @@ class LayerMatch(Thresholded):
         kind = self.centres.dtype
         one = torch.nn.functional.one_hot(pseudo.label, self.spec.num_classes).to(kind) * (pseudo.weight > 0).to(kind)[:, None]
         count = one.sum(0)[:, None]
-        mean = one.T @ weak.features.detach().to(kind) / count.clamp(min=1)
+        with torch.autocast(one.device.type, enabled=False):  # which would take the product in bf16
+            mean = one.T @ weak.features.detach().to(kind) / count.clamp(min=1)
         moved = self.config.momentum * self.centres + (1 - self.config.momentum) * mean
         unseen = (self.centres == 0).all(1, keepdim=True)
         memory["centres"] = torch.where(count > 0, torch.where(unseen, mean, moved), self.centres)

@@ -30,6 +30,7 @@ class ZeroShot(Method):
     summary = "no training: class names as classifier, or a foundation model's labels as they are"
     paper = "baseline of arXiv 2502.12584"
     views = Views(labelled=(), unlabelled=())
+    trains_nothing = True
     judges_rows = True
 
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):

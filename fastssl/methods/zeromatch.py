@@ -24,7 +24,7 @@ from .bricks.inner import CARRIED, inner_config, make_inner
 
 
 class ZeroMatch(Method):
-    """Stage 1: mean CE(y', z(weak)) over all samples. Stage 2: L_inner + lambda_p alpha_t mean CE(y', r(weak)).
+    """Stage 1: mean CE(y', z(weak)) over the unlabelled samples. Stage 2: L_inner + lambda_p alpha_t mean CE(y', r(weak)).
 
     y' are the foundation model's labels; the second mean is over labelled and unlabelled rows; r is a new auxiliary head on the same
     encoder (its gradient reaches the encoder), alpha_t = t / (T - 1). The main head goes on from stage 1; optimiser and schedule start
@@ -80,7 +80,7 @@ class ZeroMatch(Method):
 
     def stage(self, k: int, steps: int) -> Stage | None:
         first = min(max(1, round(self.config.distil_share * steps)), steps - 1) if self.config.distil_share and steps > 1 else 0
-        # The unlabelled stream holds every training sample.
+        # The unlabelled stream holds every training sample, unless an imbalance profile or a split file leaves the labelled ones out.
         stages = [Stage(first, networks=("network",), name="distil", views=Views((), ("weak",)))] if first else []
         stages.append(Stage(steps - first, name="semi_supervised"))
         return stages[k] if k < len(stages) else None

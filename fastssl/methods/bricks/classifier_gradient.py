@@ -40,7 +40,8 @@ def gated(head: nn.Linear, rule: str, unlabelled: tuple[Tensor, Tensor], labelle
     gradients = []
     for residual, features in (unlabelled, labelled):
         residual, features = residual.detach().to(kind), features.detach().to(kind)
-        gradients.append((residual.T @ features, residual.sum(0)))
+        with torch.autocast(residual.device.type, enabled=False):  # signs decide: no product in bf16
+            gradients.append((residual.T @ features, residual.sum(0)))
     agree = [own * other for own, other in zip(*gradients, strict=True)]
     if rule == "conflict_global":
         through = (agree[0].sum() + agree[1].sum() >= 0).to(kind)

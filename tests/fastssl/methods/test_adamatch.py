@@ -73,6 +73,7 @@ class NormedOracle(Oracle):
 
     def outputs(self, batch):
         known, (weak, strong) = list(batch.labelled), batch.unlabelled
+        self.index = batch.index
         self.alone = [z for z, _ in self.together(known)] if self.o.interpolate else []
         if not self.apart:
             out = self.together([*known, weak, strong], count=True)
@@ -85,7 +86,7 @@ class NormedOracle(Oracle):
             return known
         mixed = []
         for view, (joint, alone) in enumerate(zip(known, self.alone, strict=True)):
-            u = self.m.noise(joint.detach(), view, self.clock(self.step, self.total))  # random numbers are an input
+            u = self.m.noise(joint.detach(), view, self.index, self.clock(self.step, self.total))  # random numbers are an input
             mixed.append((1 - u) * joint + u * alone)
         return mixed
 
@@ -111,12 +112,12 @@ def test_ten_steps_with_batchnorm(toy, apart, interpolate, strong):
 
 def test_interpolation_is_uniform_and_of_its_own_for_each_step_view_and_seed(toy):
     m = toy.method("adamatch")
-    z = torch.zeros(400, 5, dtype=torch.float64)
-    drawn = {(step, view): m.noise(z, view, toy.clock(step)) for step in (0, 1) for view in (0, 1)}
+    z, rows = torch.zeros(400, 5, dtype=torch.float64), torch.arange(400)
+    drawn = {(step, view): m.noise(z, view, rows, toy.clock(step)) for step in (0, 1) for view in (0, 1)}
     other = toy.clock(0)
     other.seed.fill_(1)
-    drawn["seed"] = m.noise(z, 0, other)
-    assert torch.equal(drawn[0, 0], m.noise(z, 0, toy.clock(0)))
+    drawn["seed"] = m.noise(z, 0, rows, other)
+    assert torch.equal(drawn[0, 0], m.noise(z, 0, rows, toy.clock(0)))
     for u in drawn.values():
         assert u.min() >= 0 and u.max() < 1 and len(u.unique()) > 1990
         counts = torch.histc(u, 10, 0, 1)
