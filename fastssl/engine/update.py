@@ -113,7 +113,7 @@ class Update:
 
     def state_dict(self) -> dict[str, object]:
         state = {str(i): {k: v for k, v in self.optimizer.state[p].items() if isinstance(v, Tensor)} for i, p in enumerate(self.parameters)}
-        return {"optimizer": state, "scale": self.scale, "growth": self.growth}
+        return {"optimizer": state, "scale": self.scale, "growth": self.growth, "lr": self.lr}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Restores by copying in place: a captured step keeps its addresses."""
@@ -123,6 +123,7 @@ class Update:
         if self.scale is not None:
             self.scale.copy_(state["scale"])
         self.growth.copy_(state["growth"])
+        self.lr.copy_(state["lr"])  # for a report before the next step
 
 
 def trainable(method: Method, stage: Stage) -> list[tuple[str, nn.Parameter]]:
