@@ -107,13 +107,17 @@ class Run:
             self.reporter.status("failed", self.done, reason=f"{type(error).__name__}: {error}")
             raise
         finally:
-            self.reporter.close()
             torch.set_rng_state(kept)
             torch.use_deterministic_algorithms(deterministic)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            if self.lock is not None:
-                self.lock.close()
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Closes the log and gives the directory free."""
+        self.reporter.close()
+        if self.lock is not None:
+            self.lock.close()
 
     def set_up(self, stage: Stage | None) -> None:
         """Makes clock, update and step of a stage; one that comes back takes those it had, and what was compiled or captured with them.
@@ -282,5 +286,9 @@ def resume(config: RunConfig, folder: Path, *, quiet: bool = False) -> Run:
     parts = assemble(dataclasses.replace(config, data=dataclasses.replace(config.data, **drawn)), restored=True, quiet=quiet)
     parts.config = config
     run = Run(parts, folder, quiet=quiet, resume=True)
-    state.restore(run)
+    try:
+        state.restore(run)
+    except BaseException:
+        run.let_go()
+        raise
     return run

@@ -119,7 +119,9 @@ def test_a_setting_that_fails_is_named(given, tmp_path, capsys):
 
 
 def test_work_is_asked_to_save_itself_and_else_ended(tmp_path, monkeypatch):
-    saves = "import time\ntry:\n    print('on', flush=True); time.sleep(60)\nexcept KeyboardInterrupt:\n    print('saved'); exit(130)"
+    # Who is started in the background by a shell may have been told to ignore SIGINT, and tells its children so.
+    heard = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    saves = heard + "try:\n    print('on', flush=True); time.sleep(60)\nexcept KeyboardInterrupt:\n    print('saved'); exit(130)"
     assert gpu_accuracy.work([sys.executable, "-c", saves], tmp_path / "a.log", 3.0) == 130
     assert (tmp_path / "a.log").read_text().split() == ["on", "saved"]
     monkeypatch.setattr(gpu_accuracy, "PATIENCE", 1.0)

@@ -1,6 +1,7 @@
 """Runs of several stages, and of none, by the command line."""
 
 import json
+import logging
 
 import pytest
 
@@ -87,5 +88,7 @@ def test_a_checkpoint_of_an_older_version_is_refused_in_one_sentence(tmp_path, c
         older.setattr(state, "PROGRESS", tuple(name for name in state.PROGRESS if name != "images"))
         assert main(["train", "--method", "supervised", *SMALL, "--steps", "4", "--set", "train.stop_at=2", "--out", str(out)]) == 0
     capsys.readouterr()
+    listening = list(logging.getLogger("fastssl").handlers)
     assert main(["train", "--resume", str(out), "--quiet"]) == 6
+    assert logging.getLogger("fastssl").handlers == listening, "a run that is refused listens no more"
     assert "saved by an older version, without images" in capsys.readouterr().err
