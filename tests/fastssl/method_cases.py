@@ -72,3 +72,6 @@ def crossed(axis):
     """(method, entry) pairs for a test: all of them for CORE, the first entry alone for the other methods unless -m exhaustive asks."""
     pairs = [(name, entry, name in CORE or number == 0) for name in TRAINED for number, entry in enumerate(axis)]
     return [(name, entry) if always else pytest.param(name, entry, marks=pytest.mark.exhaustive) for name, entry, always in pairs]
+
+
+SAMPLED = [name if name in CORE else pytest.param(name, marks=pytest.mark.exhaustive) for name in TRAINED]

@@ -134,7 +134,7 @@ def test_compiled_and_captured_steps_equal_eager_ones(toy, as_if_cuda, name, opt
     assert outcomes["eager"][1]["skipped"] == 0
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", method_cases.SAMPLED)
 def test_trying_a_mode_out_leaves_no_trace(toy, as_if_cuda, name):
     for mode in modes.MODES:
         step = step_of(toy, name, dropping=True)
