@@ -9,7 +9,8 @@ from fastssl.engine.report import Reporter, final_table
 log = logging.getLogger("fastssl")
 
 
-def test_warnings_of_a_run_stand_in_its_log(tmp_path, capsys):
+def test_warnings_of_a_run_stand_in_its_log(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(log, "handlers", [])  # runs that other tests made and never trained may still be listening
     reporter = Reporter(tmp_path, 10, quiet=True)
     log.warning("%s cannot be read; another image takes its place", "a.jpg")
     logging.getLogger("fastssl.kernels").warning("and what a room below says")
