@@ -81,9 +81,9 @@ def choose(asked: str, count: int, side: int, room: Room | None, dali: str | Non
     known = [(name if name != "cpu" else "main memory", free) for name, free in memories if free is not None]
     tight = [(name, free) for name, free in known if need > SHARE * free]
     if not tight:
-        within = " and ".join(f"{_told(free)} free in {name}" for name, free in known)
+        within = " and ".join(f"{told(free)} free in {name}" for name, free in known)
         return Choice("resident", f"{size}, within {SHARE:.0%} of the {within}; {there}" if known else f"{size}; {there}")
-    over = " and ".join(f"{_told(free)} free in {name}" for name, free in tight)
+    over = " and ".join(f"{told(free)} free in {name}" for name, free in tight)
     if dali is None:
         raise SetupError(
             f"{size}, over {SHARE:.0%} of the {over}, and DALI, which reads them batch by batch, is not installed; run: {INSTALL}, or ask "
@@ -98,10 +98,10 @@ def named(count: int, side: int) -> Choice:
 
 
 def _needed(count: int, side: int) -> str:
-    return f"{count:,} images of {side} x {side} pixels take {_told(count * 3 * side * side)} decoded"
+    return f"{count:,} images of {side} x {side} pixels take {told(count * 3 * side * side)} decoded"
 
 
-def _told(size: float) -> str:
+def told(size: float) -> str:
     """1536 -> "1.5 KiB"."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024 or unit == "GiB":

@@ -14,6 +14,7 @@ from ..methods.base import Method
 from ..models import Network
 from ..pipelines import foundation
 from ..pipelines.batch import DataSpec, FoundationLabels, Split
+from ..pipelines.choice import told
 from ..pipelines.errors import ConfigError, ResourceError
 from ..pipelines.source import Source
 
@@ -33,14 +34,9 @@ def spec_of(
     """The data's facts with the foundation labels that the run was given.
 
     Raises:
-        ConfigError: the method needs such labels and there are none.
+        ConfigError: the method trains nothing and is given nothing.
         DataError: the file does not fit the data.
     """
-    if config.data.foundation_labels is None and kind.needs_foundation(config.method):
-        raise ConfigError(
-            f"{config.method_name} learns from a foundation model's labels: give --foundation-labels FILE (id,label); "
-            "fastssl pseudolabel writes one"
-        )
     if kind.trains_nothing and config.data.foundation_labels is None and config.model.head_init != "text":
         raise ConfigError(
             f"{config.method_name} trains nothing, and the head of {config.model.name} knows nothing: take a network with a text tower "
@@ -63,14 +59,6 @@ def digest(labels: FoundationLabels | None) -> str | None:
     return hashlib.blake2b(labels.label.tobytes() + labels.weight.tobytes(), digest_size=16).hexdigest()
 
 
-def written(size: int) -> str:
-    """1536 -> "1.5 KiB"."""
-    for unit, step in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= step:
-            return f"{size / step:.1f} {unit}"
-    return f"{size} bytes"
-
-
 def check_banks(method: Method, device: torch.device) -> str | None:
     """A sentence on the bytes that a method's memory takes; None where it is nothing to speak of.
 
@@ -87,10 +75,10 @@ def check_banks(method: Method, device: torch.device) -> str | None:
     if not total:
         return None
     largest = sorted(sizes, key=sizes.__getitem__, reverse=True)
-    named = ", ".join(f"{name} {written(sizes[name])}" for name in largest[:SHOWN] if sizes[name])
-    said = f"memory of the method: {written(total)} ({named}{', ...' if len(largest) > SHOWN else ''})"
+    named = ", ".join(f"{name} {told(sizes[name])}" for name in largest[:SHOWN] if sizes[name])
+    said = f"memory of the method: {told(total)} ({named}{', ...' if len(largest) > SHOWN else ''})"
     memory = environment.memory()
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory[1] if memory else None
     if free is not None and total > (1 - SPARE) * free:
-        raise ResourceError(f"{said}, and {device} has {written(free)} free; take a method or option that keeps less of each sample")
+        raise ResourceError(f"{said}, and {device} has {told(free)} free; take a method or option that keeps less of each sample")
     return said

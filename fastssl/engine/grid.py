@@ -40,8 +40,6 @@ from .run import Interrupted, Run, resume
 PASSING = (3, 4, 7)  # exit codes whose cause may have gone since, so that a run goes on from its checkpoint: data, machine, memory or disk
 # Options that move no figure of a finished run: a sweep may go on with others.
 SOFT = ("data.root", "data.workers", "train.keep", "train.save_every", "train.profile")
-
-
 FILES = ("foundation_labels", "split", "labels")  # of `data`: their content decides a result, and a path does not tell it
 
 
@@ -222,7 +220,7 @@ def train(cell: Cell, root: Path) -> None:
     """What `work` does, with errors as they come."""
     folder, state = folder_of(cell, root), state_of(cell, root)
     failure = (record_of(cell, root) or {}).get("failure") or {}
-    saved = state == "failed" and failure.get("code") in PASSING and checkpoint.listed(folder / "checkpoints")
+    saved = state == "failed" and failure.get("exit_code") in PASSING and checkpoint.listed(folder / "checkpoints")
     write_record(cell, root)
     if state == "interrupted" or saved:
         values = read_yaml(str(folder / "config.yaml"))

@@ -90,11 +90,6 @@ class Method(nn.Module):
         self._held: list[nn.Parameter] = []  # what the present stage froze, and the next lets train again
 
     @classmethod
-    def needs_foundation(cls, config: Any) -> bool:
-        """Whether this configuration of the method cannot do without a foundation model's labels (spec.foundation)."""
-        return False
-
-    @classmethod
     def teacher_run(cls, config: Any) -> str | None:
         """The directory of a finished run that this configuration learns from: its networks are then passed as `teacher`."""
         return None

@@ -43,10 +43,6 @@ class LabelAsFeature(Method):
         self.embedding = nn.Parameter(torch.zeros(spec.num_classes + 1, spec.num_classes))
 
     @classmethod
-    def needs_foundation(cls, config: Any) -> bool:
-        return True
-
-    @classmethod
     def views_of(cls, config: Any) -> Views:
         kind = find(config.inner)
         return kind.views_of(inner_config(config.inner, kind, config.inner_options))

@@ -30,10 +30,6 @@ class PseudoSupervision(Method):
         demand(spec, "pseudo_supervision")
         self.given = GivenLabels(spec)
 
-    @classmethod
-    def needs_foundation(cls, config: Any) -> bool:
-        return True
-
     def objective(self, labelled: list[Output], unlabelled: list[Output], batch: Batch, clock: Clock) -> Terms:
         supervised = cross_entropy(labelled[0].logits, batch.label, sample_weight=batch.weight).mean()
         given = self.given.rows(unlabelled[0].logits, batch.unlabelled_index).mean()

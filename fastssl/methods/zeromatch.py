@@ -68,10 +68,6 @@ class ZeroMatch(Method):
             self.auxiliary = nn.Sequential(*hidden, linear) if hidden else linear
 
     @classmethod
-    def needs_foundation(cls, config: Any) -> bool:
-        return True
-
-    @classmethod
     def views_of(cls, config: Any) -> Views:
         kind = find(config.inner)
         inner = kind.views_of(inner_config(config.inner, kind, config.inner_options))

@@ -5,6 +5,7 @@ import pytest
 from fastssl.methods import METHODS
 
 # Options under which the unlabelled term is active on an untrained network.
+FOUNDATION = ("zeromatch", "pseudo_supervision", "pl_feature")  # which learn from foundation labels
 TRAINED = [name for name in METHODS if name != "zero_shot"]  # which has no loss
 CORE = (
     "supervised",

@@ -49,4 +49,6 @@ class GivenLabels(nn.Module):
 def demand(spec: DataSpec, name: str) -> None:
     """Raises ConfigError where a method that learns from foundation labels was given none."""
     if spec.foundation is None:
-        raise ConfigError(f"{name} learns from a foundation model's labels: give --foundation-labels FILE (fastssl pseudolabel writes one)")
+        raise ConfigError(
+            f"{name} learns from a foundation model's labels: give --foundation-labels FILE (id,label); fastssl pseudolabel writes one"
+        )

@@ -10,9 +10,10 @@ import pytest
 
 from fastssl.cli import main
 from fastssl.engine import given as what_is_given
-from fastssl.methods import METHODS, find
+from fastssl.methods import METHODS
 from tests.fastssl.commands.test_bad_input import fails
 from tests.fastssl.engine.test_run import flat, state_of
+from tests.fastssl.method_cases import FOUNDATION
 
 SIZE = ["--set", "data.size=8"]
 NET = ["--model", "wrn-10-1", "--labels-per-class", "2"]
@@ -94,7 +95,7 @@ BAD = [
 
 @pytest.mark.parametrize(("name", "options", "fragments"), BAD, ids=lambda value: json.dumps(value) if isinstance(value, dict) else None)
 def test_options_that_a_method_cannot_take(capsys, tmp_path, labels, name, options, fragments):
-    more = labels if find(name).needs_foundation(find(name).Config()) else []
+    more = labels if name in FOUNDATION else []
     assert fails(capsys, tmp_path, [*method(name, **options), *more], 2, *fragments).count("\n") == 1
 
 
@@ -184,7 +185,7 @@ def trained(capsys, tmp_path, args):
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "zero_shot"])
 def test_one_labelled_and_one_unlabelled_image_a_step(capsys, tmp_path, runs, labels, name):
     """One row has no variance."""
-    more = labels if find(name).needs_foundation(find(name).Config()) else []
+    more = labels if name in FOUNDATION else []
     more = [*more, "--set", f"method.teacher={runs / 'finessl'}"] if name == "semikd" else more
     trained(capsys, tmp_path, [*method(name), *more, "--batch-size", "1", "--ratio", "1"])
 

@@ -92,3 +92,15 @@ def test_a_checkpoint_of_an_older_version_is_refused_in_one_sentence(tmp_path, c
     assert main(["train", "--resume", str(out), "--quiet"]) == 6
     assert logging.getLogger("fastssl").handlers == listening, "a run that is refused listens no more"
     assert "saved by an older version, without images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("code", "resumed"), [(7, True), (5, False)])
+def test_a_failed_run_of_a_sweep_goes_on_where_the_cause_may_be_gone(tmp_path, code, resumed):
+    """A full disk may have been cleared: the run goes on from its checkpoint. A run that diverged is made anew."""
+    sweep = ["sweep", "--method", "supervised", *SMALL, "--steps", "2", "--out", str(tmp_path / "sweep")]
+    assert main(sweep) == 0
+    (run,), (cell,) = (tmp_path / "sweep" / "runs").iterdir(), (tmp_path / "sweep" / "cells").iterdir()
+    (run / "STATUS.json").write_text(json.dumps({"state": "failed", "step": 2}))
+    cell.write_text(json.dumps(json.loads(cell.read_text()) | {"failure": {"exit_code": code, "reason": "made up"}}))
+    assert main(sweep) == 0
+    assert ("resumed at step 2 of 2" in (run / "log.txt").read_text()) == resumed

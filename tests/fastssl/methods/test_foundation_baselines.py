@@ -100,4 +100,3 @@ def test_foundation_labels_are_demanded(toy, name):
     kind = find(name)
     with pytest.raises(ConfigError, match="--foundation-labels FILE"):
         kind(kind.Config(), toy.network(), dataclasses.replace(toy.spec(), foundation=None))
-    assert kind.needs_foundation(kind.Config()) and not find("zero_shot").needs_foundation(None)

@@ -16,6 +16,7 @@ from fastssl.methods import METHODS, find
 from fastssl.methods.base import Method
 from fastssl.pipelines import sources
 from tests.fastssl.engine.test_run import flat, records, state_of
+from tests.fastssl.method_cases import FOUNDATION
 
 NET = ["--model", "wrn-10-1", "--set", "data.size=8", "--set", "model.batchnorm_momentum=0.1", "--ema", "0.9", "--quiet"]
 LONG = ["--labels-per-class", "4", "--batch-size", "20", "--ratio", "3", "--steps", "60", "--lr", "0.1", "--set", "train.eval_every=60"]
@@ -47,7 +48,7 @@ def needs(request):
 
     def flags(name):
         kind = find(name)
-        more = ["--foundation-labels", str(request.getfixturevalue("given"))] if kind.needs_foundation(kind.Config()) else []
+        more = ["--foundation-labels", str(request.getfixturevalue("given"))] if name in FOUNDATION else []
         if kind.teacher_run.__func__ is not Method.teacher_run.__func__:
             more += ["--set", f"method.teacher={request.getfixturevalue('teacher')}"]
         return more

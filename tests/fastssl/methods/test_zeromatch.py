@@ -169,7 +169,6 @@ def test_errors_of_one_sentence(toy):
     bare = dataclasses.replace(toy.spec(), foundation=None)
     with pytest.raises(ConfigError, match="--foundation-labels FILE"):
         kind(kind.Config(), toy.network(), bare)
-    assert kind.needs_foundation(kind.Config())
     probed = toy.network()
     probed.encoder.probe_share = 0.3
     with pytest.raises(ConfigError, match="lp_ft"):
