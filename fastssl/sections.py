@@ -32,6 +32,9 @@ class ModelConfig:
     weights: str | None = option(None, "safetensors file, 'random', or nothing for the network's own weights")
     img_size: int | None = option(None, "side of the image that a timm vision transformer is built for, in pixels", least=1)
     patch_size: int | None = option(None, "side of a patch that a timm vision transformer is built with, in pixels", least=1)
+    dropout: float = option(
+        0.0, "probability that training drops a feature before the head", source="Noisy Student: 0.5", least=0, most=0.99
+    )
     drop_path: float = option(0.0, "share of the last block's branches that training drops, less before it (timm)", least=0, most=0.99)
     normalise: str = option(
         "network", "constants that images are normalised by: the network's own or the data set's", choices=("network", "data")
@@ -146,6 +149,13 @@ class TrainConfig:
     steps: int = option(1000, "optimiser steps", least=1)
     batch_size: int = option(32, "labelled images a step, over all devices", least=1)
     ratio: int = option(7, "unlabelled images per labelled one", source="FixMatch: 7", least=1)
+    min_labelled: int = option(
+        0,
+        "labelled images that a batch holds at least: where there are fewer labels they repeat in fresh views, the unlabelled ones stay "
+        "as many",
+        source="Arazo et al. 2019: 16 of 100",
+        least=0,
+    )
     lr: float = option(0.03, "peak learning rate", least=0)
     layer_decay: float = option(
         1.0,

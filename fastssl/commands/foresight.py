@@ -33,7 +33,7 @@ def foreseen(args: argparse.Namespace) -> dict[str, Any]:
     device = choose_device("auto", config.train.amp)
     model = models.bare(config.model)
     size = models.describe(model, args.size).size or args.size or SIZE
-    train, views = config.train, kind.views_of(config.method)
+    train, views = config.train, kind.asks(config.method)
     unlabelled = train.batch_size * train.ratio if views.unlabelled else 0
     with torch.random.fork_rng(devices=[]):
         network = models.build(model, tuple(map(str, range(CLASSES))), size=size)

@@ -119,7 +119,7 @@ def assemble(
         if network.has_batchnorm:
             network = network.to(memory_format=torch.channels_last)
         method_config = config.method
-        views = method_class.views_of(method_config)
+        views = method_class.asks(method_config)
         if views.unlabelled and len(split.unlabelled) == 0:
             raise DataError(f"{config.method_name} needs unlabelled images and {data.name} has none; use --method supervised")
         config = fit_batches(config, split, bool(views.unlabelled), notes)
@@ -223,6 +223,8 @@ def fit_batches(config: RunConfig, split: Split, unlabelled: bool, notes: list[s
             ratio = -(-wanted // batch)
     if unlabelled and soft["ratio"] and batch * ratio > len(split.unlabelled):
         ratio = max(1, len(split.unlabelled) // batch)
+    if batch < train.min_labelled:
+        batch, ratio = train.min_labelled, max(1, round(batch * ratio / train.min_labelled))
     if (batch, ratio) != (train.batch_size, train.ratio):
         more = f" and {batch * ratio} unlabelled" if unlabelled else ""
         notes.append(f"{batch} labelled{more} images a step, fitted to the {len(split.labelled)} labels")

@@ -66,7 +66,7 @@ def steps_alike(run: Run) -> float:
     """How many of the first stage's steps the run takes as long as: stages draw different numbers of images, and time goes with images."""
     method, train = run.method, run.config.train
     left = train.steps if train.stop_at is None else min(train.stop_at, train.steps)
-    usual, total, first = method.views_of(method.config), 0.0, 0
+    usual, total, first = method.asks(method.config), 0.0, 0
     for stage in memory.stages(method, train.steps):
         images = (stage.views or usual).count(train.ratio)
         first = first or images

@@ -101,7 +101,7 @@ def foresee(
             continue
         weights = size_of(p for _, p in named)
         # On CUDA averages go by a copy of all differences; on the CPU each goes in place.
-        pairs = [pair for a, b, _ in method.averages() for pair in zip(a.parameters(), b.parameters(), strict=True)]
+        pairs = [pair for one in method.averages() for pair in zip(one.average.parameters(), one.source.parameters(), strict=True)]
         moved = size_of(average for average, source in pairs if source.requires_grad) if device.type == "cuda" else 0
         trained = [network for network in networks if any(p.requires_grad for p in network.parameters())]
         taken = []
@@ -133,7 +133,7 @@ def begin(run: Any) -> Memory | None:
         found = foresee(
             run.method,
             run.config.train,
-            views=run.method.views_of(run.method.config),
+            views=run.method.asks(run.method.config),
             image=tuple(run.pipeline.spec.shape),
             rows=run.pipeline.batch_size,
             tested=len(run.parts.split.test),

@@ -20,7 +20,17 @@ def written(step: Any) -> list[Tensor]:
     tensors = [*step.method.parameters(), *step.method.buffers()]
     for state in update.optimizer.state.values():
         tensors += [value for value in state.values() if isinstance(value, Tensor)]
-    tensors += [update.lr, update.rates, update.ok, update.losses_ok, update.growth, step.streak, step.worst_streak, step.clock.step]
+    tensors += [
+        update.lr,
+        update.rates,
+        update.step,
+        update.ok,
+        update.losses_ok,
+        update.growth,
+        step.streak,
+        step.worst_streak,
+        step.clock.step,
+    ]
     if update.scale is not None:
         tensors.append(update.scale)
     tensors += step.sums.values()

@@ -130,7 +130,7 @@ class Run:
             self.clock, self.update = self.step.clock, self.step.update
             return
         self.stage = stage
-        self.pipeline.show(stage.views or self.method.views_of(self.method.config))
+        self.pipeline.show(stage.views or self.method.asks(self.method.config))
         key = (stage.name, stage.networks, stage.frozen, stage.steps, stage.views)
         if key not in self.made:
             clock = Clock(stage.steps, train.seed, self.parts.device)

@@ -63,7 +63,7 @@ class Step:
             warmup=self.config.warmup,
             period=self.config.schedule_period,
         )
-        self.update.begin(rate)
+        self.update.begin(rate, self.clock.step)
         before = [buffer.clone() for buffer in self.buffers]
         pieces = []
         for _ in range(self.config.accumulate):

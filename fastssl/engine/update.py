@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig
-from ..methods.base import Method, Stage
+from ..methods.base import Averaged, Method, Stage
 from ..models import Network, towers
 from ..pipelines.errors import ConfigError
 from .optimizers import make_optimizer, undecayed
@@ -47,6 +47,7 @@ class Update:
         self.parameters = [p for _, p in named]
         device = self.parameters[0].device
         self.lr = torch.zeros((), dtype=torch.float32, device=device)
+        self.step = torch.zeros((), dtype=torch.int64, device=device)  # number of the step under way
         self.ok = torch.ones((), dtype=torch.bool, device=device)
         self.losses_ok = torch.ones((), dtype=torch.bool, device=device)  # of a step's pieces so far
         scales = layer_scales(method, config.layer_decay)
@@ -54,7 +55,7 @@ class Update:
         self.levels = torch.tensor(levels, dtype=torch.float32, device=device)
         self.rates = torch.zeros_like(self.levels)  # the groups' learning rates are views of it: one launch moves them all
         self.optimizer = make_optimizer(named, dict(zip(levels, self.rates, strict=True)), config, scales, undecayed(method))
-        self.averages = [Average(*triple) for triple in method.averages()]
+        self.averages = [Average(one) for one in method.averages()]
         self.scale = torch.full((), FIRST_SCALE, device=device) if scaled else None
         self.growth = torch.zeros((), dtype=torch.int32, device=device)
 
@@ -70,9 +71,11 @@ class Update:
             self.scale.fill_(FIRST_SCALE)
         self.growth.zero_()
 
-    def begin(self, lr: Tensor) -> None:
-        """Starts a step: takes over its learning rate ([] fp32) and forgets the last step's verdict."""
+    def begin(self, lr: Tensor, step: Tensor | None = None) -> None:
+        """Starts a step: takes over its learning rate ([] fp32) and number ([] int64; 0 if None), and forgets the last step's verdict."""
         self.lr.copy_(lr)
+        if step is not None:
+            self.step.copy_(step)
         torch.mul(self.levels, self.lr, out=self.rates)
         self.ok.fill_(True)
 
@@ -107,7 +110,7 @@ class Update:
                 torch._amp_update_scale_(self.scale, self.growth, found_inf, 2.0, 0.5, 2000)
             self.ok.logical_and_(finite)
             for average in self.averages:
-                average.move(finite)
+                average.move(finite, self.step)
             if self.watch is not None:
                 self.watch("update")
 
@@ -132,7 +135,7 @@ def trainable(method: Method, stage: Stage) -> list[tuple[str, nn.Parameter]]:
     Raises:
         ValueError: the stage trains nothing.
     """
-    averaged = {id(p) for average, _, _ in method.averages() for p in average.parameters()}
+    averaged = {id(p) for one in method.averages() for p in one.average.parameters()}
     named = [
         (name, p)
         for name, p in method.named_parameters()
@@ -164,20 +167,22 @@ def layer_scales(method: Method, decay: float) -> dict[str, float]:
 
 
 class Average:
-    """An averaged copy of a network: average += (1 - decay) (source - average), and the source's buffers.
+    """An averaged copy of a network: average += (1 - decay) (source - average), and the source's buffers unless it fills its own.
 
     Frozen parameters are equal already and stay out.
     """
 
-    def __init__(self, average: nn.Module, source: nn.Module, decay: float):
-        moving = [(a, s) for a, s in zip(average.parameters(), source.parameters(), strict=True) if s.requires_grad]
+    def __init__(self, one: Averaged):
+        moving = [(a, s) for a, s in zip(one.average.parameters(), one.source.parameters(), strict=True) if s.requires_grad]
         self.average, self.source = [a.detach() for a, _ in moving], [s.detach() for _, s in moving]
-        self.buffers, self.values = list(average.buffers()), list(source.buffers())
-        self.decay = decay
+        copied = one.buffers == "source"
+        self.buffers, self.values = (list(one.average.buffers()), list(one.source.buffers())) if copied else ([], [])
+        self.decay = one.decay
 
-    def move(self, finite: Tensor) -> None:
-        """One step, or none where `finite` ([] bool) says so: by a 0-d factor, so that no host number is frozen into a capture."""
-        weight = finite * (1.0 - self.decay)
+    def move(self, finite: Tensor, step: Tensor) -> None:
+        """After step number `step`, or not at all where `finite` ([] bool) says so: by a 0-d factor, so that no host number is frozen
+        into a capture."""
+        weight = finite * (1.0 - (self.decay(step) if callable(self.decay) else self.decay))
         if weight.is_cuda:  # three launches over all tensors, where lerp by a tensor would be one for each
             step = torch._foreach_sub(self.source, self.average)
             torch._foreach_mul_(step, weight)

@@ -15,8 +15,8 @@ from ..models import Output
 from ..pipelines import keyed
 from ..pipelines.batch import Batch, Views
 from ..schedules import Clock
-from .base import Terms
-from .bricks.forward import forward_together, forward_views, frozen_statistics
+from .bricks import noise
+from .bricks.forward import forward_together
 from .bricks.options import ThresholdOptions, but
 from .thresholded import Thresholded
 
@@ -54,22 +54,20 @@ class AdaMatch(Thresholded):
     def interpolates(self) -> bool:
         return self.config.interpolate and self.network.has_batchnorm
 
-    def loss(self, batch: Batch, clock: Clock) -> Terms:
+    def outputs(self, batch: Batch, clock: Clock) -> tuple[list[Output], list[Output]]:
+        labelled, unlabelled = super().outputs(batch, clock)
         if not self.interpolates:
-            return super().loss(batch, clock)
-        labelled, unlabelled = forward_views(self.network, batch, self.asked.no_grad, self.weak_pass)
-        with frozen_statistics(self.network):
-            alone = forward_together(self.network, list(batch.labelled))
+            return labelled, unlabelled
+        alone = forward_together(self.network, list(batch.labelled), "batch")
         mixed = []
         for number, (joint, single) in enumerate(zip(labelled, alone, strict=True)):
             share = self.noise(joint.logits, number, batch.index, clock)
             mixed.append(Output(joint.logits + (single.logits - joint.logits) * share, joint.features))
-        return self.objective(mixed, unlabelled, batch, clock)
+        return mixed, unlabelled
 
     def noise(self, logits: Tensor, view: int, index: Tensor, clock: Clock) -> Tensor:
         """Uniform numbers in [0, 1) of the shape of `logits`, keyed by (seed, step, view, sample, class)."""
-        base = keyed.joined(keyed.joined(keyed.key(_NOISE, view), clock.seed), clock.step)
-        return keyed.unit(keyed.bits(keyed.joined(base, index), logits.shape[1])).to(logits.dtype)
+        return noise.uniform(noise.stream(keyed.key(_NOISE, view), clock), index, logits.shape[1]).to(logits.dtype)
 
     def standard(self, teacher: Tensor, known: Tensor, batch: Batch, clock: Clock) -> tuple[dict[str, Any], dict[str, Tensor]]:
         options, memory = self.aligned(teacher, known)

@@ -6,9 +6,10 @@ Device moves, checkpoints and resume then come for free, and the engine needs to
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -17,6 +18,8 @@ from ..models.peft import probe_share
 from ..pipelines.batch import Batch, DataSpec, Views
 from ..schedules import Clock
 from .bricks.forward import forward_views
+from .bricks.mixing import mixed_batch
+from .bricks.regularisers import entropy
 
 
 @dataclass
@@ -45,6 +48,15 @@ class Stage:
     views: Views | None = None  # None: all that the method's configuration asks for
 
 
+class Averaged(NamedTuple):
+    """A network that follows another one: average <- decay average + (1 - decay) source, after each optimiser step."""
+
+    average: nn.Module
+    source: nn.Module
+    decay: float | Callable[[Tensor], Tensor]  # or a function of the number of the step that is done, [] int64 from 0 on
+    buffers: str = "source"  # batch-norm statistics: the source's (copied), or filled by the average's "own" passes
+
+
 Updater = Callable[[Tensor], None]
 
 
@@ -65,6 +77,8 @@ class Method(nn.Module):
     views: ClassVar[Views] = Views()
     judges_rows: ClassVar[bool] = False  # whether `finish` judges a row by its foundation label too: images from elsewhere have none
     trains_nothing: ClassVar[bool] = False  # whether the method is judged as its network and what it is given stand
+    usual_ema: ClassVar[float] = 0.0  # decay of the averaged network that a method cannot do without, where the user names none
+    whole: ClassVar[int] = 1  # leading unlabelled views that MixUp leaves as they are: those that teach
     summary: ClassVar[str]
     paper: ClassVar[str]
 
@@ -83,7 +97,7 @@ class Method(nn.Module):
         self.unlabelled_batch = unlabelled_batch
         self.spec = spec
         self.weak_pass = weak_pass
-        self.asked = self.views_of(config)  # the present stage's views
+        self.asked = self.asks(config)  # the present stage's views
         self.network = network
         self.ema_decay = ema
         self.ema = copy.deepcopy(network).requires_grad_(False) if ema else None
@@ -96,16 +110,49 @@ class Method(nn.Module):
 
     @classmethod
     def views_of(cls, config: Any) -> Views:
-        """The views that this configuration of the method asks for; by default the class's own."""
+        """The views that this configuration of the method needs; by default the class's own."""
         return cls.views
+
+    @classmethod
+    def asks(cls, config: Any) -> Views:
+        """The views that are drawn: those of `views_of`, and what options of every method add."""
+        views = cls.views_of(config)
+        if getattr(config, "entropy_min", 0.0) > 0:  # its gradient goes through the first unlabelled view
+            return dataclasses.replace(views, unlabelled=views.unlabelled or ("weak",), no_grad=0)
+        return views
 
     def loss(self, batch: Batch, clock: Clock) -> Terms:
         """The step's loss. Pure: writes none of the method's memory (batch-norm statistics aside).
 
-        By default the views' one forward, then `objective`.
+        By default `outputs` of the views, then `objective`, and `further` terms. With MixUp the objective is taken twice: lambda times the
+        one by every row's own targets, 1 - lambda times the one by its partner's; metrics and memory are of the first.
         """
-        labelled, unlabelled = forward_views(self.network, batch, self.asked.no_grad, self.weak_pass)
-        return self.objective(labelled, unlabelled, batch, clock)
+        alpha = getattr(self.config, "mixup", 0.0)
+        mix = mixed_batch(batch, clock, alpha, self.whole) if alpha > 0 else None
+        seen = batch if mix is None else mix.batch
+        labelled, unlabelled = self.outputs(seen, clock)
+        terms = self.objective(labelled, unlabelled, seen, clock)
+        total = terms.total
+        if mix is not None:
+            taught = [Output(*(t.index_select(0, mix.unlabelled.partner) for t in view)) for view in unlabelled[: self.whole]]
+            other = self.objective(labelled, taught + unlabelled[self.whole :], mix.partners(), clock)
+            share = mix.share.to(total.dtype)
+            total = share * total + (1 - share) * other.total
+        return self.with_further(terms, total, labelled, unlabelled, batch, clock)
+
+    def with_further(
+        self, terms: Terms, total: Tensor, labelled: list[Output], unlabelled: list[Output], batch: Batch, clock: Clock
+    ) -> Terms:
+        """`terms` with another total, to which the `further` terms are added."""
+        found = self.further(labelled, unlabelled, batch, clock)
+        for name, term in found.items():
+            total = total + term
+            terms.metrics[f"loss_{name}"] = term.detach()
+        return Terms(total, terms.metrics, terms.memory)
+
+    def outputs(self, batch: Batch, clock: Clock) -> tuple[list[Output], list[Output]]:
+        """What the network says of the labelled and of the unlabelled views, in the order in which the method asks for views."""
+        return forward_views(self.network, batch, self.asked.no_grad, self.weak_pass)
 
     def objective(self, labelled: list[Output], unlabelled: list[Output], batch: Batch, clock: Clock) -> Terms:
         """The loss of what the network said of each view, in the order in which the method asks for views.
@@ -113,6 +160,21 @@ class Method(nn.Module):
         Whoever has no use for the default `loss` overrides that instead.
         """
         raise NotImplementedError(f"{type(self).__name__} defines neither objective nor loss")
+
+    def further(self, labelled: list[Output], unlabelled: list[Output], batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        """Name -> [] term beside the objective, weighed; never mixed. By default the entropy term, where it is asked for.
+
+        Args:
+            batch: as it was drawn, before any mixing.
+        """
+        weight = getattr(self.config, "entropy_min", 0.0)
+        if not weight or not self.asked.unlabelled:
+            return {}
+        return {"entropy": weight * entropy(self.clean(unlabelled, batch)).mean()}
+
+    def clean(self, unlabelled: list[Output], batch: Batch) -> Tensor:
+        """[U, C] logits of the first unlabelled view, by the network that trains and with gradient."""
+        return unlabelled[0].logits
 
     def remember(self, batch: Batch, terms: Terms, clock: Clock) -> None:
         """The only writer of memory (banks, thresholds, running means), after the optimiser's step."""
@@ -140,7 +202,7 @@ class Method(nn.Module):
 
         A wholly frozen encoder also keeps its batch-norm statistics (see Network.train).
         """
-        self.asked = stage.views or self.views_of(self.config)
+        self.asked = stage.views or self.asks(self.config)
         for parameter in self._held:
             parameter.requires_grad_(True)
         self._held = [p for place in stage.frozen for p in self.get_submodule(place).parameters() if p.requires_grad]
@@ -148,9 +210,9 @@ class Method(nn.Module):
             parameter.requires_grad_(False)
         self.train(self.training)
 
-    def averages(self) -> list[tuple[nn.Module, nn.Module, float]]:
-        """(averaged, source, decay) triples that the engine moves after each optimiser step."""
-        return [] if self.ema is None else [(self.ema, self.network, self.ema_decay)]
+    def averages(self) -> list[Averaged]:
+        """The averaged networks, which the engine moves after each optimiser step."""
+        return [] if self.ema is None else [Averaged(self.ema, self.network, self.ema_decay)]
 
     def judged(self) -> Network:
         """The network whose predictions count: the averaged one where one is kept."""

@@ -20,7 +20,7 @@ from ..models import Network, Output
 from ..pipelines.batch import Batch, DataSpec, Views
 from ..schedules import Clock
 from .base import Method, Terms
-from .bricks.options import UnlabelledOptions, but
+from .bricks.options import MethodOptions, UnlabelledOptions, but
 from .bricks.pace import LearningPace
 from .bricks.quality import pseudo_label_quality
 from .bricks.shares import adjustment
@@ -51,7 +51,7 @@ class FineSSL(Method):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(MethodOptions):
         margin_scale: float = option(8.0, "alpha_0: scale of the margins", source="official code; paper alike", least=0)
         smoothing: float = option(
             0.5, "epsilon: label smoothing of the auxiliary head's pseudo-labels", source="paper's lambda", least=0, most=1

@@ -19,7 +19,7 @@ from ..models import Network, Output
 from ..pipelines.batch import Batch, DataSpec
 from ..pipelines.errors import ConfigError
 from ..schedules import Clock
-from .base import Terms
+from .base import Averaged, Terms
 from .bricks.classifier_gradient import GRAD_RELU, gated, held_logits
 from .bricks.options import ThresholdOptions
 from .bricks.rows import PredictionBank
@@ -80,9 +80,9 @@ class LayerMatch(Thresholded):
         centres = torch.zeros(spec.num_classes, network.encoder.num_features) if config.averaging == "centres" else None
         self.register_buffer("centres", centres)
 
-    def averages(self) -> list[tuple[nn.Module, nn.Module, float]]:
+    def averages(self) -> list[Averaged]:
         own = [(self.average, self.network.head), (self.teacher, self.network)]
-        return super().averages() + [(average, source, self.config.momentum) for average, source in own if average is not None]
+        return super().averages() + [Averaged(average, source, self.config.momentum) for average, source in own if average is not None]
 
     def student(self, strong: list[Output]) -> Tensor:
         if self.config.grad_relu == "off" and self.average is None:

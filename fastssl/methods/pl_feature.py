@@ -16,6 +16,7 @@ from . import find
 from .base import Method, Terms
 from .bricks.foundation import GivenLabels, demand
 from .bricks.inner import CARRIED, inner_config, make_inner
+from .bricks.options import MethodOptions
 
 
 class LabelAsFeature(Method):
@@ -26,7 +27,7 @@ class LabelAsFeature(Method):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(MethodOptions):
         inner: str = option("adamatch", "semi-supervised method that is trained", source="ZeroMatch code: adamatch", choices=CARRIED)
         inner_options: str = option("", "its options: name=value,name=value; an inner adamatch is USB's unless they say otherwise")
 
@@ -57,6 +58,9 @@ class LabelAsFeature(Method):
         )
         terms.metrics["foundation_agreement"] = self.given.agreement(unlabelled[0].logits + others, batch.unlabelled_index)
         return terms
+
+    def clean(self, unlabelled: list[Output], batch: Batch) -> Tensor:
+        return unlabelled[0].logits + self._added(batch.unlabelled_index)
 
     def _added(self, index: Tensor) -> Tensor:
         label, weight = self.given.of(index)

@@ -12,18 +12,20 @@ from ..pipelines.batch import Batch, DataSpec, Views
 from ..schedules import Clock
 from .base import Method, Terms
 from .bricks.foundation import GivenLabels, demand
+from .bricks.options import MethodOptions
 
 
 class PseudoSupervision(Method):
     """L = mean CE(y, z(weak of x)) + lambda_u mean CE(y', z(weak of u)), y' the foundation model's label; missing labels count as 0."""
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(MethodOptions):
         lambda_u: float = option(1.0, "weight of the foundation labels' term", source="ours: the paper gives none", least=0)
 
     summary = "supervised training on a foundation model's labels beside the true ones"
     paper = "baseline of arXiv 2502.12584"
     views = Views(labelled=("weak",), unlabelled=("weak",), no_grad=0)
+    whole = 0
 
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):
         super().__init__(config, network, spec, **options)

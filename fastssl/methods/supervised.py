@@ -11,7 +11,7 @@ from ..models import Network, Output
 from ..pipelines.batch import Batch, DataSpec, Views
 from ..schedules import Clock
 from .base import Method, Terms
-from .bricks.options import UnlabelledOptions, but
+from .bricks.options import MethodOptions, UnlabelledOptions, but
 from .bricks.shares import adjustment
 
 
@@ -19,7 +19,7 @@ class Supervised(Method):
     """Mean cross-entropy over the weak view of the labelled batch."""
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(MethodOptions):
         logit_adjustment: float = but(UnlabelledOptions, "logit_adjustment", 0.0)
         smoothing: float = option(0.0, "label smoothing: a label keeps 1 - s, every other class gets s / (C - 1)", least=0, most=1)
 

@@ -21,6 +21,7 @@ from . import find
 from .base import Method, Stage, Terms
 from .bricks.foundation import GivenLabels, demand
 from .bricks.inner import CARRIED, inner_config, make_inner
+from .bricks.options import MethodOptions
 
 
 class ZeroMatch(Method):
@@ -33,7 +34,7 @@ class ZeroMatch(Method):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(MethodOptions):
         inner: str = option("adamatch", "semi-supervised method of stage 2", source="ZeroMatch code: adamatch", choices=CARRIED)
         inner_options: str = option("", "its options: name=value,name=value; an inner adamatch is USB's unless they say otherwise")
         distil_share: float = option(

@@ -90,7 +90,7 @@ def build(
         head = LinearHead(tuned.num_features, len(classes))
     if made.text_rows is not None:
         head.set_weight(made.text_rows)
-    return Network(tuned, head)
+    return Network(tuned, head, config.dropout)
 
 
 def bare(config: Any) -> Any:

@@ -49,16 +49,21 @@ class Contrast(NamedTuple):
 
 
 class Network(nn.Module):
-    """An encoder ([N, C, H, W] -> [N, d]) and one classifier head ([N, d] -> [N, classes])."""
+    """An encoder ([N, C, H, W] -> [N, d]) and one classifier head ([N, d] -> [N, classes]).
 
-    def __init__(self, encoder: nn.Module, head: nn.Module):
+    Args:
+        dropout: probability that training drops a feature before the head.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, dropout: float = 0.0):
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.dropout = nn.Dropout(dropout) if dropout else None
 
     def forward(self, x: Tensor) -> Output:
         features = self.encoder(x)
-        return Output(self.head(features), features)
+        return Output(self.head(features if self.dropout is None else self.dropout(features)), features)
 
     def train(self, mode: bool = True) -> Network:
         super().train(mode)

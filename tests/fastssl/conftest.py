@@ -26,9 +26,19 @@ class Tiny(nn.Module):
         return self.layers(x)
 
 
-def network(head="cosine", seed=0):
+class Normed(Tiny):
+    """With batch-norm, and dropout where it is asked for."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(27, 9), nn.BatchNorm1d(9), nn.Tanh(), *([nn.Dropout(dropout)] if dropout else []), nn.Linear(9, 7)
+        )
+
+
+def network(head="cosine", seed=0, encoder=Tiny):
     torch.manual_seed(seed)
-    encoder = Tiny()
+    encoder = encoder()
     return Network(encoder, CosineHead(7, CLASSES) if head == "cosine" else LinearHead(7, CLASSES)).double()
 
 
@@ -62,10 +72,12 @@ def given(kind):
     return {} if kind.teacher_run.__func__ is Method.teacher_run.__func__ else {"teacher": Teacher()}
 
 
-def method(name, head="cosine", unlabelled_batch=UNLABELLED, weak_pass="separate", **options):
+def method(name, head="cosine", unlabelled_batch=UNLABELLED, weak_pass="separate", ema=None, encoder=Tiny, **options):
     kind = find(name)
+    ema = kind.usual_ema if ema is None else ema
+    made = network(head, encoder=encoder)
     return kind(
-        kind.Config(**options), network(head), spec(), unlabelled_batch=unlabelled_batch, weak_pass=weak_pass, **given(kind)
+        kind.Config(**options), made, spec(), unlabelled_batch=unlabelled_batch, weak_pass=weak_pass, ema=ema, **given(kind)
     ).double()
 
 
@@ -97,4 +109,4 @@ def toy():
     """The makers above, as one namespace."""
     from types import SimpleNamespace
 
-    return SimpleNamespace(method=method, batch=batch, clock=clock, spec=spec, network=network, given=given)
+    return SimpleNamespace(Normed=Normed, method=method, batch=batch, clock=clock, spec=spec, network=network, given=given)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
-from torch import nn
+from torch import Tensor
 
 from ...models import Network, Output
 from ...pipelines.batch import Batch
+from .batchnorm import batchnorm
 
 
 def forward_views(network: Network, batch: Batch, no_grad: int, weak_pass: str) -> tuple[list[Output], list[Output]]:
@@ -28,28 +26,24 @@ def forward_views(network: Network, batch: Batch, no_grad: int, weak_pass: str) 
         return outputs[: len(batch.labelled)], outputs[len(batch.labelled) :]
     taught: list[Output] = []
     if teachers:
-        with torch.no_grad(), frozen_statistics(network):
-            taught = forward_together(network, list(teachers))
+        with torch.no_grad():
+            taught = forward_together(network, list(teachers), "batch")
     outputs = forward_together(network, [*batch.labelled, *students])
     return outputs[: len(batch.labelled)], taught + outputs[len(batch.labelled) :]
 
 
-@contextlib.contextmanager
-def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Batch-norm layers in training mode normalise by the batch as ever, and leave their running statistics alone."""
-    layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [layer.momentum for layer in layers]
-    try:
-        for layer in layers:
-            layer.momentum = 0.0
-        yield
-    finally:
-        for layer, momentum in zip(layers, kept, strict=True):
-            layer.momentum = momentum
+def forward_together(network: Network, views: list[Tensor], statistics: str = "update") -> list[Output]:
+    """Views as one batch of the network, and its outputs apart again.
 
-
-def forward_together(network: Network, views: list[torch.Tensor]) -> list[Output]:
-    """Views as one batch of the network, and its outputs apart again."""
+    Args:
+        statistics: batch-norm's mode in this pass, see batchnorm.py.
+    """
     sizes = [len(view) for view in views]
-    out = network(torch.cat(views))
+    with batchnorm(network, statistics):
+        out = network(torch.cat(views) if len(views) > 1 else views[0])
     return [Output(*pieces) for pieces in zip(out.logits.split(sizes), out.features.split(sizes), strict=True)]
+
+
+def forward_apart(network: Network, views: list[Tensor], statistics: str = "batch") -> list[Output]:
+    """Each view as a batch of its own, with its own batch statistics."""
+    return [forward_together(network, [view], statistics)[0] for view in views]

@@ -10,6 +10,7 @@ from ...pipelines.batch import DataSpec
 from ...pipelines.errors import ConfigError
 
 CARRIED = ("adamatch", "fixmatch", "flexmatch", "freematch", "softmatch")  # ZeroMatch, section 6.5; its code patches these and more
+OUTER = ("entropy_min", "mixup")  # options of every method, which work on the whole loss
 
 
 def inner_config(name: str, kind: Any, text: str) -> Any:
@@ -28,6 +29,8 @@ def inner_config(name: str, kind: Any, text: str) -> Any:
         key, equals, value = (word.strip() for word in item.partition("="))
         if not equals or key in given:
             raise ConfigError(f"method.inner_options takes name=value,name=value, each name once, got '{text}'")
+        if key in OUTER:
+            raise ConfigError(f"method.inner_options: {key} is the outer method's; give --set method.{key}={value}")
         given.add(key)
         layer[f"method.{key}"] = value
     return resolve(name, kind.Config, [("method.inner_options", layer)]).method

@@ -12,7 +12,26 @@ WEIGHTINGS = ("step", "smooth", "sigmoid", "confidence", "none")
 
 
 @dataclass(frozen=True)
-class UnlabelledOptions:
+class MethodOptions:
+    """Of every method that trains."""
+
+    entropy_min: float = option(
+        0.0,
+        "weight of the mean entropy of predictions on the unlabelled images (their first view), which training then makes small; 0 is off",
+        source="Grandvalet & Bengio 2004; VAT's code: 1",
+        least=0,
+    )
+    mixup: float = option(
+        0.0,
+        "alpha of MixUp: labelled images are mixed with each other by a share from Beta(alpha, alpha), and so are the unlabelled views "
+        "that train; 0 is off",
+        source="Zhang et al. 2018, arXiv 1710.09412",
+        least=0,
+    )
+
+
+@dataclass(frozen=True)
+class UnlabelledOptions(MethodOptions):
     """Of every method that trains strong views by hard pseudo-labels of weak ones."""
 
     lambda_u: float = option(1.0, "weight of the unlabelled term", source="FixMatch, section 2.4", least=0)

@@ -65,7 +65,7 @@ class NormedOracle(Oracle):
         if count:
             self.running["mean"] = 0.9 * self.running["mean"] + 0.1 * mean.detach().numpy()
             self.running["var"] = 0.9 * self.running["var"] + 0.1 * h.var(0).detach().numpy()
-        self.running["steps"] += 1  # torch counts every pass; nothing reads it while there is a momentum
+            self.running["steps"] += 1
         h = v[f"{at}2.weight"] * (h - mean) / torch.sqrt(var + 1e-5) + v[f"{at}2.bias"]
         f = torch.tanh(h) @ v[f"{at}4.weight"].T + v[f"{at}4.bias"]
         sizes = [len(x) for x in views]

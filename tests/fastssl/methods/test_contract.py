@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastssl.methods import METHODS
-from tests.fastssl.method_cases import CASES
+from tests.fastssl.method_cases import CASES, CORE
 
 SEMI = [case for case, (name, _) in CASES.items() if name != "supervised"]
 
@@ -122,3 +122,65 @@ def test_label_weight_zero_removes_the_labelled_term(toy, case):
     b = toy.batch(m.views_of(m.config))
     terms = m.loss(b._replace(weight=torch.zeros_like(b.weight)), toy.clock())
     assert terms.metrics["loss_labelled"] == 0
+
+
+def moved_statistics(m):
+    """Network -> how often its running statistics were moved."""
+    return {place: int(value) for place, value in m.named_buffers() if place.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("weak_pass", ["joint", "separate"])
+@pytest.mark.parametrize("case", CASES)
+def test_one_pass_a_step_moves_batchnorms_running_statistics(toy, case, weak_pass):
+    m = made(toy, case, encoder=toy.Normed, weak_pass=weak_pass).train()
+    before = moved_statistics(m)
+    m.step(toy.batch(m.asked), toy.clock(30), lambda total: total.backward())
+    after = moved_statistics(m)
+    assert after["network.encoder.layers.2.num_batches_tracked"] == 1
+    assert all(0 <= after[place] - count <= 1 for place, count in before.items()), "and of every other network at most one"
+    flags = [(layer.training, layer.track_running_stats) for layer in m.network.modules() if isinstance(layer, torch.nn.BatchNorm1d)]
+    assert flags == [(True, True)], "the modes are put back"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_entropy_is_a_term_of_any_method(toy, case):
+    plain, other = made(toy, case), made(toy, case, entropy_min=0.7)
+    views = other.asked
+    assert views.no_grad == 0 and views.unlabelled
+    b = toy.batch(views)
+    bare = b if plain.asked.unlabelled else b._replace(unlabelled=(), unlabelled_index=b.unlabelled_index[:0])
+    terms, without = other.loss(b, toy.clock(30)), plain.loss(bare, toy.clock(30))
+    p = other.network(b.unlabelled[0]).logits.softmax(1)
+    if CASES[case][0] == "pl_feature":
+        p = other.clean([other.network(b.unlabelled[0])], b).softmax(1)
+    expected = 0.7 * (-(p * p.log()).sum(1)).mean()
+    if CASES[case][1].get("entropy_min") is None and not plain.config.entropy_min:
+        assert torch.allclose(terms.total - without.total, expected, rtol=1e-9)
+    assert torch.allclose(terms.metrics["loss_entropy"], expected, rtol=1e-9)
+    other.zero_grad()
+    terms.total.backward()
+    mine = grads(other)
+    other.zero_grad()
+    made_up = b._replace(unlabelled=(torch.randn_like(b.unlabelled[0]), *b.unlabelled[1:]))
+    other.loss(made_up, toy.clock(30)).total.backward()
+    key = "network.encoder.layers.1.weight"
+    assert not torch.allclose(mine[key], grads(other)[key])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mixup_is_an_option_of_any_method(toy, case):
+    m = made(toy, case, mixup=0.5)
+    b = toy.batch(m.asked)
+    total = m.loss(b, toy.clock(30)).total
+    assert not torch.allclose(total, m.loss(b, toy.clock(31)).total), "another step mixes otherwise"
+    assert not torch.allclose(total, made(toy, case, mixup=0.0).loss(b, toy.clock(30)).total)
+    total.backward()
+    if CASES[case][0] not in CORE:
+        return
+    mine = grads(m)
+    m.zero_grad()
+    compiled = torch.compile(m.loss, backend="aot_eager", fullgraph=True)(b, toy.clock(30)).total
+    compiled.backward()
+    assert torch.allclose(total, compiled, rtol=1e-9)
+    for key, value in grads(m).items():
+        assert torch.allclose(value, mine[key], atol=1e-9), key

@@ -147,8 +147,8 @@ def test_averages_are_the_methods_own_and_start_equal(toy, averaging):
     m = toy.method("layermatch", averaging=averaging, momentum=0.9)
     wanted = {"classifier": [(m.average, m.network.head)], "teacher": [(m.teacher, m.network)]}.get(averaging, [])
     found = m.averages()
-    assert [(own, source) for own, source, _ in found] == wanted and all(decay == 0.9 for _, _, decay in found)
-    for own, source, _ in found:
+    assert [one[:2] for one in found] == wanted and all(one.decay == 0.9 for one in found)
+    for own, source, *_ in found:
         for average, live in zip(own.parameters(), source.parameters(), strict=True):
             assert torch.equal(average, live) and not average.requires_grad and average is not live
     assert len(toy.method("layermatch", averaging=averaging).averages()) == len(wanted)
