@@ -25,7 +25,7 @@ def test_the_three_commands_are_each_one_line(blocks: list[tuple[str, str]]) -> 
     starts = [text.splitlines() for language, text in blocks if language == "sh" and text.startswith("pip install")]
     assert starts == [
         ["pip install . && fastssl train --method finessl --amp bf16"],
-        ["pip install '.[test]' && pytest"],
+        ["pip install '.[test]' && pytest -n 2 --dist loadfile"],
         ["pip install '.[bench]' && pytest bench --benchmark-only"],
     ]
 
@@ -62,5 +62,5 @@ def test_ci_runs_readmes_test_command(root: Path) -> None:
     script = (root / ".ci" / "run").read_text(encoding="utf-8")
     (extraction,) = re.findall(r"^command=\$\((.*)\)$", script, flags=re.M)
     found = subprocess.run(["bash", "-c", extraction], cwd=root, capture_output=True, text=True, check=True).stdout
-    assert found == "pip install '.[test]' && pytest\n"
+    assert found == "pip install '.[test]' && pytest -n 2 --dist loadfile\n"
     assert "pip install" not in script

@@ -182,13 +182,11 @@ def follow(m, toy, oracle, *, steps=10, total=100, sharpen=3.0, rate=0.02, toler
             if p.grad is not None:
                 p.data -= rate * p.grad
         for one in m.averages():
-            decay = one.decay(torch.tensor(at[0])) if callable(one.decay) else one.decay
+            decay = one.decay(torch.tensor(step)) if callable(one.decay) else one.decay
             for own, new in zip(one.average.parameters(), one.source.parameters(), strict=True):
                 own.data.copy_(decay * own.data + (1 - decay) * new.data)
 
-    at = [0]
     for step in range(steps):
-        at[0] = step
         batch = toy.batch(m.asked, seed=step)._replace(weight=WEIGHT)
         expected = oracle(batch, step, total)
         m.zero_grad()
