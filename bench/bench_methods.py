@@ -49,6 +49,7 @@ def row(
 ) -> None:
     """One method against FixMatch."""
     built = our_steps.wide_network(network, 10, machine.device)
+    sizes = (sizes[0] * CASES[name].labelled, sizes[1])
     make = lambda which, sizes: method_cases.method_step(which, built, sizes, amp=amp)  # noqa: E731
     ours, fixmatch, twin = make(name, sizes), make("fixmatch", sizes), make(name, sizes)
     before = step_rows.weights(ours)

@@ -35,7 +35,12 @@ FEW = {"threshold": 0.3}  # the networks are untrained: some rows are kept, some
 # case -> method, options
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in TRAINED},
-    **{name: (name, FEW) for name in ("fixmatch", "spl", "flexmatch", "adamatch", "debiaspl", "layermatch")},
+    "uda": ("uda", {**FEW, "tsa": "linear"}),
+    **{name: (name, FEW) for name in ("fixmatch", "spl", "flexmatch", "adamatch", "comatch", "simmatch", "debiaspl", "layermatch")},
+    "comatch_momentum": ("comatch", {**FEW, "momentum_encoder": True}),
+    "simmatch_teacher": ("simmatch", {**FEW, "teacher_by": "network"}),
+    "mixmatch_interleaved": ("mixmatch", {"forward": "interleaved"}),
+    "remixmatch_interleaved": ("remixmatch", {"ctaugment": False, "forward": "interleaved"}),
     "layermatch_teacher": ("layermatch", {**FEW, "averaging": "teacher"}),
     "layermatch_outputs": ("layermatch", {**FEW, "averaging": "outputs"}),
     "zeromatch_distil": ("zeromatch", {"inner_options": "threshold=0.3"}),
@@ -67,6 +72,8 @@ class Registry(Bench):
         given |= {key.replace("__", "."): value for key, value in options.items()}
         if name in ("zeromatch", "pseudo_supervision", "pl_feature"):
             given["data.foundation_labels"] = str(self.labels)
+        if name == "remixmatch" and own.get("ctaugment", True):
+            given["data.policy"] = "ctaugment"
         if name == "semikd":
             self.teach()
             given["method.teacher"] = str(self.teacher)

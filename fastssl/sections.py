@@ -83,6 +83,9 @@ class DataConfig:
     )
     root: str | None = option(None, "folder that holds the published sets; $FASTSSL_DATA, else fastssl/data in the user's cache")
     extra: bool = option(False, "svhn: the extra part too, unlabelled")
+    extra_unlabelled: str | None = option(
+        None, "more unlabelled images from elsewhere: a folder, at any depth, or a CSV with a column path; test images stay what they are"
+    )
     labels: str | None = option(None, "labels.csv with columns path,label; images that it does not name are unlabelled")
     test: str | None = option(None, "test images: a folder with a sub-folder a class, or a CSV with columns path,label")
     labels_per_class: int | None = option(None, "labelled images of each class")

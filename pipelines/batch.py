@@ -18,16 +18,18 @@ class Views:
     """The views that a method asks for, by name, in the order in which its loss reads them.
 
     A name may repeat: `unlabelled=("weak", "strong", "strong")` asks for two strong views of each unlabelled sample.
-    `no_grad` counts the leading unlabelled views whose logits need no gradient (teachers).
+    `no_grad` counts the leading unlabelled views whose logits need no gradient (teachers). `probe` asks for one view more of each labelled
+    sample, by which the rates of CTAugment are learned; no loss reads it.
     """
 
     labelled: tuple[str, ...] = ("weak",)
     unlabelled: tuple[str, ...] = ()
     no_grad: int = 0
+    probe: bool = False
 
     def count(self, ratio: int) -> int:
         """Images for each labelled row of a batch that has `ratio` unlabelled rows for each labelled one."""
-        return len(self.labelled) + ratio * len(self.unlabelled)
+        return len(self.labelled) + ratio * len(self.unlabelled) + self.probe
 
 
 class Batch(NamedTuple):
@@ -40,6 +42,9 @@ class Batch(NamedTuple):
     unlabelled: tuple[Tensor, ...]  # one [U, ...] fp32 a view of Views.unlabelled, normalised; () if none is asked for
     unlabelled_index: Tensor  # [U] int64, row of the data set
     hidden_label: Tensor  # [U] int64, -1 where unknown; for measuring pseudo-labels, never for training
+    # Where Views.probe asks: [B, ...] fp32 view of the labelled rows, the operations [B, depth] int64 that made it and their levels
+    # [B, depth, 2] float64; else ().
+    probe: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class DataSpec:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     keeps_label: frozenset[str] = field(default_factory=frozenset)  # operations that keep the label beyond the safe ones: "flip"
     labelled_counts: tuple[int, ...] = ()  # labelled rows of each class in the split
+    extra: int = 0  # of `rows`, those at the end that are more unlabelled images from elsewhere (extra.py)
     foundation: FoundationLabels | None = field(default=None, compare=False)  # where the run was given such labels
 
     @property
@@ -98,7 +104,7 @@ class Pipeline(Protocol):
 
     def draw(self) -> Batch: ...
 
-    def sweep(self, part: str, batch_size: int = 512, view: str = "plain") -> Iterator[Sweep]: ...
+    def sweep(self, part: str | np.ndarray, batch_size: int = 512, view: str = "plain") -> Iterator[Sweep]: ...
 
     def use(self, split: Split) -> None: ...
 

@@ -32,6 +32,7 @@ class Taking(NamedTuple):
     pipeline: "auto", "resident" or "dali": who will serve them.
     room: the memory that "auto" asks whether they fit; endless if None.
     progress: called with (files done, files in all) while they are opened.
+    beside: images that will be held beside them (extra.py), for "auto" to count.
     """
 
     size: int | None = None
@@ -42,6 +43,7 @@ class Taking(NamedTuple):
     pipeline: str = "resident"
     room: Room | None = None
     progress: Callable[[int, int], None] | None = None
+    beside: int = 0
 
 
 @dataclass
@@ -78,8 +80,8 @@ class FileSet:
             raise DataError(f"{self.where} holds no images ({', '.join(sorted(images.SUFFIXES))})")
         check_interpolation(taking.interpolation)
         side = images.kept_side(self.store, taking.size, taking.enlarge, taking.workers)
-        choice = choose(taking.pipeline, len(ids), side, taking.room, dali_version())
-        held, content, bad = (self._indexed if choice.name == "dali" else self._decoded)(taking, side)
+        choice = choose(taking.pipeline, len(ids) + taking.beside, side, taking.room, dali_version())
+        held, content, bad = self.held(choice.name, taking, side)
         reasons = {ids[i]: reason for i, reason in bad.items()}
         quarantine = sorted([*self.quarantine, *reasons.items()])
         self.warnings += judge(self.where, quarantine, len(ids) + len(self.quarantine), taking.max_bad)
@@ -107,8 +109,11 @@ class FileSet:
             choice=choice,
         )
 
+    def held(self, pipeline: str, taking: Taking, side: int) -> tuple[np.ndarray | ImageFiles, np.ndarray, dict[int, str]]:
+        """(the good files as "resident" or "dali" wants them, [n] uint64 hashes of their bytes, {position: reason} of the others)."""
+        return (self._indexed if pipeline == "dali" else self._decoded)(taking, side)
+
     def _decoded(self, taking: Taking, side: int) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-        """(the good files' pixels, their hashes, {position: reason} of the others)."""
         pixels, content, bad = images.decode_each(
             self.store.read, len(self.store), side, taking.workers, taking.interpolation, taking.progress
         )
@@ -116,7 +121,6 @@ class FileSet:
         return pixels[: len(keep)], content[keep], bad
 
     def _indexed(self, taking: Taking, side: int) -> tuple[ImageFiles, np.ndarray, dict[int, str]]:
-        """As `_decoded`, with the files in place of their pixels."""
         cache = Cache(*self.places)
         try:
             found = index(self.store, cache, workers=taking.workers, progress=taking.progress)

@@ -132,6 +132,32 @@ class ShardStore:
             os.close(descriptor)
 
 
+class JoinedStore:
+    """The files of one store, and after them those of another."""
+
+    def __init__(self, first: Store, second: Store):
+        self.first, self.second = first, second
+        self.names = [*first.names, *second.names]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def _of(self, i: int) -> tuple[Store, int]:
+        return (self.first, i) if i < len(self.first) else (self.second, i - len(self.first))
+
+    def __getitem__(self, at: slice) -> list[Any]:
+        places = (self._of(i) for i in range(*at.indices(len(self))))
+        return [store[k : k + 1][0] for store, k in places]
+
+    def read(self, i: int) -> bytes:
+        store, k = self._of(i)
+        return store.read(k)
+
+    def stamp(self, i: int) -> Stamp | None:
+        store, k = self._of(i)
+        return store.stamp(k)
+
+
 class ImageFiles:
     """N indexed image files of a store, decoded when they are asked for; `[rows]` gives [n, 3, S, S] uint8 by Pillow, in threads.
 

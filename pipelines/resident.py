@@ -17,15 +17,15 @@ from torch import Tensor
 from ..kernels.augment import Order
 from . import keyed
 from .batch import Batch, DataSpec, Split, Sweep, Views
-from .errors import CheckpointError, ConfigError, DataError, unknown
+from .errors import CheckpointError, ConfigError, DataError
 from .order import visited
+from .parts import swept
 from .policies import policy as policy_named
 from .resident_fused import VIEWS, Fused, in_place, layout, serves_views
 from .reused import Reused
 from .source import Source
 from .views import Augmenter, normalised, recipe
 
-PARTS = ("labelled", "unlabelled", "test", "train")
 # Streams never share keys: a labelled row seen as unlabelled in the same epoch gets another crop.
 _LABELLED, _UNLABELLED, _SWEEP = 1, 2, 3
 _ORDER, _VIEW = 1, 2
@@ -131,9 +131,11 @@ class ResidentPipeline:
         """Draws these views from the next draw on, at the same place in the streams.
 
         Raises:
-            ConfigError: an unknown view.
+            ConfigError: an unknown view, or a probe without CTAugment.
             DataError: a part that the views need is empty.
         """
+        if views.probe and self.augmenter.rates is None:
+            raise ConfigError("method.ctaugment learns the rates of CTAugment; take --policy ctaugment, or method.ctaugment=false")
         for name in (*views.labelled, *views.unlabelled):
             recipe(name)
         self.views = views
@@ -193,6 +195,7 @@ class ResidentPipeline:
             std=tuple(source.std),
             keeps_label=frozenset({"flip"} if source.flip else ()),
             labelled_counts=tuple(np.bincount(self.split.label, minlength=len(source.classes)).tolist()),
+            extra=source.extra,
         )
 
     def use(self, split: Split) -> None:
@@ -247,42 +250,34 @@ class ResidentPipeline:
         """The next batch. Within an epoch of a stream no row comes twice; a set smaller than a batch repeats rows with fresh views."""
         if self._fused is not None:
             return self._fused.draw(self.images)
-        at, visit = self._visit("labelled", _LABELLED, self.batch_size)
-        index = self._rows["labelled"].index_select(0, at)
-        requests = self._requests(self.views.labelled, _LABELLED, index, visit)
-        if self.unlabelled_size:
-            position, visit = self._visit("unlabelled", _UNLABELLED, self.unlabelled_size)
-            unlabelled = self._rows["unlabelled"].index_select(0, position)
-            requests += self._requests(self.views.unlabelled, _UNLABELLED, unlabelled, visit)
-        else:
-            unlabelled = index[:0]
-        made = self._made(requests, self._memory)
+        other = self._visit("unlabelled", _UNLABELLED, self.unlabelled_size) if self.unlabelled_size else None
+        batch = self._batch(self._visit("labelled", _LABELLED, self.batch_size), other, self._memory)
         self.step.add_(1)
-        first = len(self.views.labelled)
-        return Batch(
-            labelled=tuple(made[:first]),
-            label=self._label.index_select(0, at),
-            weight=self._weight.index_select(0, at),
-            index=index,
-            unlabelled=tuple(made[first:]),
-            unlabelled_index=unlabelled,
-            hidden_label=self.known.index_select(0, unlabelled),
-        )
+        return batch
 
-    def sweep(self, part: str, batch_size: int = 512, view: str = "plain") -> Iterator[Sweep]:
-        """One ordered pass over a part: "labelled", "unlabelled", "test", or "train" (labelled and unlabelled rows, each once).
+    def _batch(self, known: tuple[Tensor, ...], other: tuple[Tensor, ...] | None, memory: Reused | None = None) -> Batch:
+        """The batch of these (position, visit) of the labelled stream and of the unlabelled one."""
+        at, visit = known
+        index, views = self._rows["labelled"].index_select(0, at), self.views
+        requests = self._requests((*views.labelled, *["probe"] * views.probe), _LABELLED, index, visit)
+        unlabelled = index[:0]
+        if other is not None:
+            unlabelled = self._rows["unlabelled"].index_select(0, other[0])
+            requests += self._requests(views.unlabelled, _UNLABELLED, unlabelled, other[1])
+        made, first = self._made(requests, memory), len(views.labelled)
+        probe = (made[first], *self.augmenter.probed[:2]) if views.probe else ()
+        label, weight = self._label.index_select(0, at), self._weight.index_select(0, at)
+        hidden = self.known.index_select(0, unlabelled)
+        return Batch(tuple(made[:first]), label, weight, index, tuple(made[first + views.probe :]), unlabelled, hidden, probe)
+
+    def sweep(self, part: str | np.ndarray, batch_size: int = 512, view: str = "plain") -> Iterator[Sweep]:
+        """One ordered pass over a part: "labelled", "unlabelled", "test", "train" (labelled and unlabelled rows, each once), or [n] rows.
 
         Random views are keyed by the sample, at visit 0: every sweep of a view sees the same images. Labels of labelled rows are the
         split's; all others are the source's, for measuring alone, -1 where unknown.
         """
-        if part not in PARTS:
-            raise ConfigError(unknown("part", part, PARTS))
         recipe(view)
-        split = self.split
-        rows = np.union1d(split.labelled, split.unlabelled) if part == "train" else getattr(split, part)
-        label = self.source.label.copy()
-        if part in ("labelled", "train"):
-            label[split.labelled] = split.label
+        rows, label = swept(part, self.split, self.source.label)
         for start in range(0, len(rows), batch_size):
             piece = rows[start : start + batch_size]
             index = torch.from_numpy(piece).to(self.device)

@@ -9,6 +9,8 @@ import numpy as np
 from .choice import Choice
 from .file_source import ImageFiles
 
+EXTRA = "extra:"  # begins the ids of images from elsewhere
+
 
 @dataclass
 class Source:
@@ -30,6 +32,7 @@ class Source:
         warnings: sentences for the user.
         choice: which pipeline serves the set, and why.
         published: the parts are a benchmark's own, so copies between them are told of, not refused.
+        extra: rows at the end that are more unlabelled images from elsewhere (extra.py); their ids begin with EXTRA.
     """
 
     name: str
@@ -47,6 +50,12 @@ class Source:
     warnings: list[str] = field(default_factory=list)
     choice: Choice = Choice("resident", "all of it is in memory")
     published: bool = False
+    extra: int = 0
+
+    @property
+    def own(self) -> int:
+        """Rows of the set itself, which come first."""
+        return len(self.ids) - self.extra
 
     def __len__(self) -> int:
         return len(self.ids)

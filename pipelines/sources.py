@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from . import choice, shards
+from . import extra as elsewhere
 from .digits import load_digits
 from .errors import ConfigError, unknown
 from .file_set import Taking
 from .folder import load_folder
 from .published import load_published
 from .resize import check_interpolation
-from .set_facts import SETS
+from .set_facts import SETS, root_of
 from .source import Source
 
 NAMES = ("digits", *SETS)
@@ -30,6 +31,7 @@ def load(
     workers: int | None = None,
     root: str | Path | None = None,
     extra: bool = False,
+    extra_unlabelled: str | Path | None = None,
     interpolation: str = "bicubic",
     enlarge: bool = True,
     pipeline: str = "resident",
@@ -47,6 +49,7 @@ def load(
         workers: decoding threads; the number of cores, at most 8, if None.
         root: the folder that holds published sets; `set_facts.default_root()` if None.
         extra: svhn's extra part too, unlabelled.
+        extra_unlabelled: a folder of images, or a CSV of their paths, that become unlabelled rows after the set's own (extra.py).
         interpolation: how images of another size are resized, "bilinear" or "bicubic" (digits: always bicubic).
         enlarge: bring smaller images to `size` too; False leaves sets of equal small squares as they are, for a pipeline that
             enlarges each batch (digits are always enlarged here).
@@ -78,7 +81,10 @@ def load(
         raise ConfigError(f"--root says where {', '.join(SETS)} lie; leave it out for {name}")
     if extra and name != "svhn":
         raise ConfigError(f"data.extra goes with svhn, which alone has such a part; leave it out for {name}")
+    taking = Taking(size, max_bad, workers, interpolation, enlarge, pipeline, room, progress)
     if name in NAMES:
+        places = [root_of(root) / SETS[name].place] if name in SETS else []
+        more = None if extra_unlabelled is None else elsewhere.listed(extra_unlabelled, places)
         source = (
             load_digits(size)
             if name == "digits"
@@ -93,6 +99,7 @@ def load(
                 workers=workers,
             )
         )
+        source = source if more is None else elsewhere.joined(source, more, taking)
         source.choice = choice.named(len(source), source.images.shape[3])
         return source
     folder = Path(name_or_path).expanduser()
@@ -107,8 +114,11 @@ def load(
         raise ConfigError(f"--labels {labels} is a folder; it takes a CSV with the columns path,label")
     files = {"labels": labels, "test": test}
     files = {key: None if value is None else Path(value).expanduser() for key, value in files.items()}
-    taking = Taking(size, max_bad, workers, interpolation, enlarge, pipeline, room, progress)
-    return (shards.load_shards if shards.sharded(folder) else load_folder)(folder, **files, taking=taking)
+    load_files = shards.load_shards if shards.sharded(folder) else load_folder
+    if extra_unlabelled is None:
+        return load_files(folder, **files, taking=taking)
+    more = elsewhere.listed(extra_unlabelled, [folder, *([files["test"]] if files["test"] is not None else [])])
+    return elsewhere.joined(load_files(folder, **files, taking=taking._replace(beside=len(more))), more, taking)
 
 
 def configured(
@@ -135,6 +145,7 @@ def configured(
         max_bad=data.max_bad,
         root=data.root,
         extra=data.extra,
+        extra_unlabelled=data.extra_unlabelled,
         interpolation=data.interpolation or interpolation or "bicubic",
         enlarge=enlarge,
         workers=data.workers,

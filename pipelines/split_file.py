@@ -10,7 +10,7 @@ import numpy as np
 
 from .batch import Split
 from .errors import DataError, unknown
-from .source import Source
+from .source import EXTRA, Source
 from .table import Problems, read_table, unguarded, write_table
 
 ROLES = ("labelled", "unlabelled", "test")
@@ -60,7 +60,8 @@ def load(path: str | Path, source: Source) -> Split:
     def read(fields: dict[str, str], line: int) -> str | None:
         name, role = unguarded(fields["id"]), fields["role"].lower()
         if name not in row_of:
-            return f"no row '{name}' in {source.name}"
+            missing = f"'{name}' is not among the images of --extra-unlabelled; bring it back"
+            return missing if name.startswith(EXTRA) else f"no row '{name}' in {source.name}"
         if role not in ROLES:
             return unknown("role", fields["role"], ROLES)
         row = row_of[name]
@@ -69,6 +70,8 @@ def load(path: str | Path, source: Source) -> Split:
         text = unguarded(fields["label"])
         if text and text not in class_of:
             return unknown("class", text, class_of)
+        if role == "labelled" and row >= source.own:
+            return f"'{name}' is an extra image, and those are unlabelled only"
         if role == "labelled" and not text:
             return f"'{name}' is labelled and its label is blank"
         label = class_of.get(text, -1)

@@ -177,7 +177,7 @@ def make(
     imbalance = imbalance or Imbalance()
     imbalance.check(per_class, split_file)
     if split_file is not None:
-        split = load(split_file, source)
+        split = with_extra(load(split_file, source), source, warn)
         _warn_of_empty(source, split.label, warn)
         _check_leaks(source, split.labelled, split.unlabelled, split.test, warn)
         return split
@@ -209,11 +209,23 @@ def make(
     unlabelled, tested = np.flatnonzero(~(test | out)), np.flatnonzero(test)
     if imbalance:
         unlabelled = np.setdiff1d(unlabelled, labelled)
-        if imbalance.head_unlabelled is not None:
-            unlabelled = _per_class(source, unlabelled, imbalance.of_unlabelled(source, unlabelled, labelled), "label", key)
+        if imbalance.head_unlabelled is not None:  # a profile of the set's own; images from elsewhere have no class
+            own, extra = unlabelled[unlabelled < source.own], unlabelled[unlabelled >= source.own]
+            own = _per_class(source, own, imbalance.of_unlabelled(source, own, labelled), "label", key)
+            unlabelled = np.concatenate([own, extra])
     _check_leaks(source, labelled, unlabelled, tested, warn)
     weight = np.ones(len(labelled), np.float32)
     return Split(labelled, label, weight, unlabelled, tested, split_hash(source, labelled, label, weight, unlabelled, tested))
+
+
+def with_extra(split: Split, source: Source, warn: Callable[[str], None]) -> Split:
+    """A split whose file names no image from elsewhere, with all of them among the unlabelled ones: the file was made without them."""
+    if not source.extra or (split.unlabelled >= source.own).any():
+        return split
+    warn(f"the split file names no extra image; all {source.extra} are taken as unlabelled")
+    unlabelled = np.concatenate([split.unlabelled, np.arange(source.own, len(source))])
+    found = split_hash(source, split.labelled, split.label, split.weight, unlabelled, split.test)
+    return Split(split.labelled, split.label, split.weight, unlabelled, split.test, found)
 
 
 def _warn_of_empty(source: Source, label: np.ndarray, warn: Callable[[str], None]) -> None:

@@ -22,10 +22,11 @@ from . import keyed
 from .batch import Batch, Split, Sweep, Views
 from .dali import Decoder
 from .decoded import Reader
-from .errors import ConfigError, DataError, unknown
+from .errors import ConfigError, DataError
 from .file_source import ImageFiles
 from .order import visited
-from .resident import _LABELLED, _ORDER, _SWEEP, _UNLABELLED, PARTS, ResidentPipeline
+from .parts import swept
+from .resident import _LABELLED, _ORDER, _SWEEP, _UNLABELLED, ResidentPipeline
 from .source import Source
 from .views import recipe
 
@@ -178,7 +179,7 @@ class DaliPipeline(ResidentPipeline):
                 return position
         raise DataError(f"no {role} image can be found in the place of {self.reader.files.name(row)}; the disk of {self.source.name} fails")
 
-    def _made(self, requests: list) -> list[Tensor]:
+    def _made(self, requests: list, memory: None = None) -> list[Tensor]:
         return super()._made([request._replace(rows=self._slot.index_select(0, request.rows)) for request in requests])
 
     def _decoded(self, rows: np.ndarray, out: Tensor) -> None:
@@ -206,7 +207,8 @@ class DaliPipeline(ResidentPipeline):
         self._drawn += 1
         self.step.add_(1)
         self._advance()
-        batch = self._batch(plan.streams)
+        place = {role: tuple(torch.from_numpy(part).to(self.device) for part in stream) for role, stream in plan.streams.items()}
+        batch = self._batch(place["labelled"], place.get("unlabelled"))
         if self.views not in self._out:
             self._out[self.views] = Batch(*(tuple(v.clone() for v in part) if isinstance(part, tuple) else part.clone() for part in batch))
             return self._out[self.views]
@@ -216,32 +218,10 @@ class DaliPipeline(ResidentPipeline):
                 a.copy_(b)
         return out
 
-    def _batch(self, streams: dict[str, _Stream]) -> Batch:
-        """The batch of rows that are decoded: as ResidentPipeline's, but for who decides which rows they are."""
-        place = {role: tuple(torch.from_numpy(part).to(self.device) for part in stream) for role, stream in streams.items()}
-        at, visit = place["labelled"]
-        index = self._rows["labelled"].index_select(0, at)
-        requests = self._requests(self.views.labelled, _LABELLED, index, visit)
-        unlabelled = index[:0]
-        if "unlabelled" in place:
-            position, visit = place["unlabelled"]
-            unlabelled = self._rows["unlabelled"].index_select(0, position)
-            requests += self._requests(self.views.unlabelled, _UNLABELLED, unlabelled, visit)
-        made, first = self._made(requests), len(self.views.labelled)
-        label, weight = self._label.index_select(0, at), self._weight.index_select(0, at)
-        hidden = self.known.index_select(0, unlabelled)
-        return Batch(tuple(made[:first]), label, weight, index, tuple(made[first:]), unlabelled, hidden)
-
-    def sweep(self, part: str, batch_size: int = 512, view: str = "plain") -> Iterator[Sweep]:
+    def sweep(self, part: str | np.ndarray, batch_size: int = 512, view: str = "plain") -> Iterator[Sweep]:
         """As ResidentPipeline's; rows whose file is lost are left out."""
-        if part not in PARTS:
-            raise ConfigError(unknown("part", part, PARTS))
         recipe(view)
-        split = self.split
-        rows = np.union1d(split.labelled, split.unlabelled) if part == "train" else getattr(split, part)
-        label = self.source.label.copy()
-        if part in ("labelled", "train"):
-            label[split.labelled] = split.label
+        rows, label = swept(part, self.split, self.source.label)
         pieces = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
         reading = deque((piece, self.reader.submit(piece)) for piece in pieces[:2])
         for number in range(len(pieces)):

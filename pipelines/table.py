@@ -24,11 +24,11 @@ class Row(NamedTuple):
     fields: dict[str, str]
 
 
-def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> tuple[list[Row], Problems]:
+def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = (), *, others: bool = False) -> tuple[list[Row], Problems]:
     """Reads a CSV with a header line.
 
     A byte-order mark, CRLF, `,` `;` or tab as delimiter, quotes, blank lines and spaces around fields are fine; column names are
-    read in any case and order.
+    read in any case and order. Further columns are a fault, unless `others` lets them pass unread.
 
     Returns:
         (rows, problems), a problem being ("file.csv:12", sentence). A header that cannot be used gives no rows.
@@ -64,7 +64,7 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
             continue
         if columns is None:
             columns = [field.lower() for field in fields]
-            problems += _header_problems(columns, required, optional, f"{path.name}:{line}")
+            problems += _header_problems(columns, required, [*optional, *columns] if others else optional, f"{path.name}:{line}")
             if problems:
                 return [], problems
         elif len(fields) != len(columns):

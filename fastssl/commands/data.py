@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", help="folder that holds the published sets")
     parser.add_argument("--labels", help="labels.csv with columns path,label")
     parser.add_argument("--test", help="test images: a folder with a sub-folder a class, or a CSV with columns path,label")
+    parser.add_argument("--extra-unlabelled", metavar="PLACE", help="more unlabelled images: a folder, or a CSV with a column path")
     parser.add_argument("--max-bad", type=float, default=0.01, help="share of undecodable images that is an error")
     parser.add_argument("--size", type=int, help="side of the views in pixels; the data's own if left out")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
@@ -65,6 +66,7 @@ def _loaded(args: argparse.Namespace, size: int | None, interpolation: str = "bi
         size=size,
         labels=args.labels,
         test=args.test,
+        extra_unlabelled=args.extra_unlabelled,
         max_bad=args.max_bad,
         root=args.root,
         interpolation=interpolation,
@@ -85,7 +87,8 @@ def checked(source: Source) -> dict[str, Any]:
         "data": source.name,
         "images": len(source),
         "pixels": int(source.images.shape[3]),
-        "unknown": int((~known).sum()),
+        "unknown": int((~known).sum()) - source.extra,
+        "extra": source.extra,
         "mirroring_keeps_labels": source.flip,
         "classes": classes,
         "undecodable": [{"image": name, "reason": reason} for name, reason in source.quarantine],
@@ -104,6 +107,8 @@ def lines(report: dict[str, Any]) -> list[str]:
     ]
     if report["unknown"]:
         said.append(f"  without a known label: {report['unknown']}")
+    if report["extra"]:
+        said.append(f"  extra, from elsewhere and unlabelled: {report['extra']}")
     said += [f"cannot be decoded: {entry['image']}: {entry['reason']}" for entry in report["undecodable"]]
     return said + [f"warning: {text}" for text in report["warnings"]]
 

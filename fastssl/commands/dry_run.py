@@ -23,14 +23,16 @@ def describe(parts: Any, as_json: bool, *, quiet: bool = False) -> int:
     if not quiet:
         tell(f"measuring {TIMED} steps after {WARM} others")
     measured = estimate(parts)
+    extra = int((split.unlabelled >= parts.source.own).sum())
     if as_json:
-        counts = {"labelled": len(split.labelled), "unlabelled": len(split.unlabelled), "test": len(split.test)}
+        counts = {"labelled": len(split.labelled), "unlabelled": len(split.unlabelled), "extra": extra, "test": len(split.test)}
         body = {"config": parts.config.nested(), **counts, "classes": len(parts.source.classes), "trained_weights": trained}
         body |= {"device": str(parts.device), "notes": parts.notes, "warnings": parts.warnings, "estimate": dataclasses.asdict(measured)}
         print(json.dumps(body))
         return 0
     print(yaml.safe_dump(parts.config.nested(), sort_keys=False), end="")
-    print(f"# {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, {len(split.test)} test images")
+    more = f" ({extra} of them extra)" if extra else ""
+    print(f"# {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled{more}, {len(split.test)} test images")
     print(f"# {trained:,} trained weights on {parts.device}")
     for note in [*parts.notes, *(f"warning: {text}" for text in parts.warnings)]:
         print(f"# {note}")

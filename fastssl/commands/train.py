@@ -31,6 +31,7 @@ FLAGS: dict[str, str] = {
     "--sampling": "data.sampling",
     "--split": "data.split",
     "--foundation-labels": "data.foundation_labels",
+    "--extra-unlabelled": "data.extra_unlabelled",
     "--policy": "data.policy",
     "--max-bad": "data.max_bad",
     "--pipeline": "data.pipeline",
@@ -147,7 +148,7 @@ def whole_paths(data: DataConfig) -> DataConfig:
     from ..pipelines.set_facts import root_of
     from ..pipelines.sources import NAMES, SETS
 
-    files = ("labels", "test", "split", "foundation_labels")
+    files = ("labels", "test", "split", "foundation_labels", "extra_unlabelled")
     kept = {key: os.path.abspath(value) for key in files if (value := getattr(data, key)) is not None}
     if data.name in SETS:
         kept["root"] = str(root_of(data.root))

@@ -89,6 +89,8 @@ def assemble(
     data = dataclasses.replace(data, pipeline=source.choice.name)
     config = dataclasses.replace(config, data=data)
     notes.append(f"pipeline: {source.choice.name} ({source.choice.reason})")
+    if source.extra:
+        notes.append(f"extra images, unlabelled: {source.extra:,} of {data.extra_unlabelled}")
     size = wanted.size or data.size or source.images.shape[-1]
     if wanted.mean is not None and config.model.normalise == "network":
         source = dataclasses.replace(source, mean=wanted.mean, std=wanted.std)
@@ -138,9 +140,10 @@ def assemble(
         )
         notes.append(given.check_banks(method, device))
         method = method.to(device)
+        pipeline.augmenter.rates = method.learned_augmentation() or pipeline.augmenter.rates
         fp8.apply(method.network, config.model, train, device)
         layer_scales(method, train.layer_decay)  # a network without layers is refused before a run directory is made
-    notes.append(f"weak pass: {weak_pass} ({'network with' if network.has_batchnorm else 'no'} batch-norm)" if views.no_grad else "")
+    notes.append(f"weak pass: {method.weak_pass} ({'network with' if network.has_batchnorm else 'no'} batch-norm)" if views.no_grad else "")
     return Parts(config, device, source, split, pipeline, method, [n for n in notes if n], warnings)
 
 

@@ -73,5 +73,10 @@ class Captured:
 
 def addresses(batch: Any) -> list[int]:
     """Where a batch's tensors lie."""
-    tensors = [*batch.labelled, *batch.unlabelled, *(getattr(batch, name) for name in ("label", "weight", "index", "hidden_label"))]
+    tensors = [
+        *batch.labelled,
+        *batch.unlabelled,
+        *batch.probe,
+        *(getattr(batch, name) for name in ("label", "weight", "index", "hidden_label")),
+    ]
     return [tensor.data_ptr() for tensor in (*tensors, batch.unlabelled_index)]

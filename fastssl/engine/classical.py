@@ -102,6 +102,7 @@ def run(config: RunConfig, folder: Path) -> dict[str, Any]:
         max_bad=data.max_bad,
         root=data.root,
         extra=data.extra,
+        extra_unlabelled=data.extra_unlabelled,
         interpolation=data.interpolation or "bicubic",
         workers=data.workers,
         pipeline=data.pipeline,

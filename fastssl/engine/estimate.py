@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ..config import TrainConfig
-from . import memory
+from . import look, memory
 from .assemble import Parts
 from .run import Run
 
@@ -44,6 +44,7 @@ def estimate(parts: Parts) -> Estimate:
         if run.stage is None:  # nothing trains
             return Estimate(0.0, 0.0, *memory.peak(device), 0, 0, None)
         run.memory = memory.begin(run)
+        look.prepare(run, 0)
         run.method.train()
         run.prepare()
         times = []

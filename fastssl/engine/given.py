@@ -59,6 +59,15 @@ def digest(labels: FoundationLabels | None) -> str | None:
     return hashlib.blake2b(labels.label.tobytes() + labels.weight.tobytes(), digest_size=16).hexdigest()
 
 
+def digest_of_extra(source: Source) -> str | None:
+    """A hash of the images from elsewhere, which no split's labels pin down; None where there are none."""
+    if not source.extra:
+        return None
+    found = hashlib.blake2b("\0".join(source.ids[source.own :]).encode("utf-8", "surrogateescape"), digest_size=16)
+    found.update(source.content[source.own :].tobytes())
+    return found.hexdigest()
+
+
 def check_banks(method: Method, device: torch.device) -> str | None:
     """A sentence on the bytes that a method's memory takes; None where it is nothing to speak of.
 

@@ -40,7 +40,12 @@ from .run import Interrupted, Run, resume
 PASSING = (3, 4, 7)  # exit codes whose cause may have gone since, so that a run goes on from its checkpoint: data, machine, memory or disk
 # Options that move no figure of a finished run: a sweep may go on with others.
 SOFT = ("data.root", "data.workers", "train.keep", "train.save_every", "train.profile")
-FILES = ("foundation_labels", "split", "labels")  # of `data`: their content decides a result, and a path does not tell it
+FILES = (
+    "foundation_labels",
+    "split",
+    "labels",
+    "extra_unlabelled",
+)  # of `data`: their content decides a result, and a path does not tell it
 
 
 def content(path: str | None) -> str | None:

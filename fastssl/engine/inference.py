@@ -75,13 +75,20 @@ def logits_for(network: Network, images: np.ndarray, trained: Trained, amp: str,
     Args:
         amp: the run's mixed precision; fp16 networks are run in fp32 here, as the CPU has no fp16 autocast of ours.
     """
-    mean = torch.tensor(trained.mean).view(-1, 1, 1)
-    std = torch.tensor(trained.std).view(-1, 1, 1)
-    kind = AMP_TYPES.get(amp) if amp != "fp16" else None
-    pieces = []
-    with torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            inputs = (torch.from_numpy(images[start : start + batch_size]).float().div(255) - mean) / std
-            with torch.autocast("cpu", dtype=kind, enabled=kind is not None, cache_enabled=False):
-                pieces.append(network(inputs).logits.float())
+    pieces = [
+        logits_at(network, torch.from_numpy(images[start : start + batch_size]).float().div(255), trained, amp)
+        for start in range(0, len(images), batch_size)
+    ]
     return torch.cat(pieces) if pieces else torch.zeros(0, len(trained.classes))
+
+
+def logits_at(network: Network, pixels: Tensor, trained: Trained, amp: str) -> Tensor:
+    """The same of [n, 3, S, S] fp32 pixels in [0, 1], as one batch."""
+    kind = AMP_TYPES.get(amp) if amp != "fp16" else None
+    with torch.inference_mode(), torch.autocast("cpu", dtype=kind, enabled=kind is not None, cache_enabled=False):
+        return network(normalised(pixels, trained)).logits.float()
+
+
+def normalised(pixels: Tensor, trained: Trained) -> Tensor:
+    """Pixels in [0, 1] as the network wants to see them."""
+    return (pixels - torch.tensor(trained.mean).view(-1, 1, 1)) / torch.tensor(trained.std).view(-1, 1, 1)

@@ -16,7 +16,7 @@ from ..config import RunConfig
 from ..methods.base import Stage
 from ..pipelines.errors import DivergedError, FastsslError, Preempted
 from ..schedules import Clock
-from . import checkpoint, directory, gradient_gate, memory, modes, profile, state
+from . import checkpoint, directory, gradient_gate, look, memory, modes, profile, state
 from .announce import announce
 from .assemble import Parts, assemble
 from .idle import Idle
@@ -156,6 +156,8 @@ class Run:
         end = self.total if train.stop_at is None else min(train.stop_at, self.total)
         if self.total == 0:
             self.save()
+        elif self.done == 0:
+            look.begin(self, 0)
         self.method.train()
         while self.done < end:
             if self.done - self.stage_start >= self.stage.steps:
@@ -165,9 +167,10 @@ class Run:
                     break
                 self._report()
                 streak = self.step.streak
-                self.set_up(stage)
+                look.begin(self, self.stage_index)
+                self.set_up(self.method.stage(self.stage_index, self.total))  # which may go by what was prepared
                 self.step.streak.copy_(streak)  # a run that diverged in one stage has not recovered by entering the next
-                self.reporter.say(f"stage {self.stage_index + 1}, {stage.name}: {stage.steps:,} steps")
+                self.reporter.say(f"stage {self.stage_index + 1}, {self.stage.name}: {self.stage.steps:,} steps")
             self.prepare()
             begin = time.perf_counter()
             with memory.guarded(self, "training"):

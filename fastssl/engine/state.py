@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..pipelines.errors import CheckpointError
-from . import checkpoint, given
+from . import checkpoint, given, look
 
 PROGRESS = ("done", "images", "seconds", "stage_index", "stage_start", "skipped", "reported", "last")  # a run's own numbers
 
@@ -38,6 +38,7 @@ def save(run: Any) -> None:
         "std": list(spec.std),
         "split_hash": run.parts.split.hash,
         "foundation": given.digest(run.method.spec.foundation),
+        "extra": given.digest_of_extra(run.parts.source),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -60,15 +61,21 @@ def restore(run: Any) -> None:
     if manifest.get("foundation") != given.digest(run.method.spec.foundation):
         file = run.config.data.foundation_labels
         raise CheckpointError(f"{file} is not what it was when {run.folder} was saved; bring the old file back, or train anew")
+    if manifest.get("extra") != given.digest_of_extra(run.parts.source):
+        place = run.config.data.extra_unlabelled
+        raise CheckpointError(
+            f"images of {place} are not what they were when {run.folder} was saved; bring the old ones back, or train anew"
+        )
     if manifest["threads"] != torch.get_num_threads():
         run.reporter.warn(
             f"saved with {manifest['threads']} threads and resumed with {torch.get_num_threads()}: the rest will not be "
             "bit for bit what it would have been"
         )
     progress = state["run"]
+    run.method.load_state_dict(state["method"])
+    look.take_split(run)
     if progress["stage_index"] != run.stage_index:
         run.set_up(run.method.stage(progress["stage_index"], run.total))
-    run.method.load_state_dict(state["method"])
     run.update.load_state_dict(state["update"])
     run.step.load_state_dict(state["step"])
     run.pipeline.load_state_dict(state["pipeline"])

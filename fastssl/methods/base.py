@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from ..models import Network, Output
+from ..models import Network, Output, Report
 from ..models.peft import probe_share
-from ..pipelines.batch import Batch, DataSpec, Views
+from ..pipelines.batch import Batch, DataSpec, Split, Views
+from ..pipelines.ctaugment import OPS, CTAugment, proximity
 from ..schedules import Clock
 from .bricks.forward import forward_views
 from .bricks.mixing import mixed_batch
@@ -101,6 +103,7 @@ class Method(nn.Module):
         self.network = network
         self.ema_decay = ema
         self.ema = copy.deepcopy(network).requires_grad_(False) if ema else None
+        self.augmentation = CTAugment() if getattr(config, "ctaugment", False) else None
         self._held: list[nn.Parameter] = []  # what the present stage froze, and the next lets train again
 
     @classmethod
@@ -117,6 +120,8 @@ class Method(nn.Module):
     def asks(cls, config: Any) -> Views:
         """The views that are drawn: those of `views_of`, and what options of every method add."""
         views = cls.views_of(config)
+        if getattr(config, "ctaugment", False):
+            views = dataclasses.replace(views, probe=True)
         if getattr(config, "entropy_min", 0.0) > 0:  # its gradient goes through the first unlabelled view
             return dataclasses.replace(views, unlabelled=views.unlabelled or ("weak",), no_grad=0)
         return views
@@ -177,14 +182,36 @@ class Method(nn.Module):
         return unlabelled[0].logits
 
     def remember(self, batch: Batch, terms: Terms, clock: Clock) -> None:
-        """The only writer of memory (banks, thresholds, running means), after the optimiser's step."""
+        """The only writer of memory (banks, thresholds, running means) inside a step, after the optimiser's."""
 
     def step(self, batch: Batch, clock: Clock, update: Updater) -> Terms:
         """One step: loss, the stage's one update, remember."""
         terms = self.loss(batch, clock)
         update(terms.total)
         self.remember(batch, terms, clock)
+        self.recognise(batch)
         return terms
+
+    def learned_augmentation(self) -> CTAugment | None:
+        """The rates that this method learns, by which the pipeline is to draw strong views; or None."""
+        return self.augmentation
+
+    @torch.no_grad()
+    def recognise(self, batch: Batch) -> None:
+        """Moves those rates, where the batch has probes, by the probability of the label in what the judged network, in evaluation, says.
+
+        A label of weight 0 moves nothing. Whoever overrides `step` calls this after `remember`.
+        """
+        if self.augmentation is None or not batch.probe:
+            return
+        images, op, level = batch.probe
+        judge = self.judged()
+        training = judge.training
+        judge.train(False)
+        near = proximity(judge(images).logits, batch.label)
+        judge.train(training)
+        # An operation without parameters has no rate.
+        self.augmentation.update(near, torch.where(batch.weight[:, None] > 0, op, OPS.index("identity")), level)
 
     def stage(self, k: int, steps: int) -> Stage | None:
         """The k-th stage of a run of `steps` steps, or None after the last.
@@ -196,6 +223,24 @@ class Method(nn.Module):
         stages = [Stage(probe, name="linear_probe", frozen=("network.encoder",))] if probe else []
         stages.append(Stage(steps - probe))
         return stages[k] if k < len(stages) else None
+
+    def prepare(self, k: int, look: Any) -> Report:
+        """Once, before stage k begins, and not when a run is resumed inside it: relabel, fit a mixture, choose rows. Memory is written in
+        place.
+
+        Args:
+            k: number of the stage, from 0.
+            look: `look(part or rows, network, view, reduce)` -> rows and what `reduce` made of each (engine/look.py); `look.split` is the
+                run's split as it was drawn.
+
+        Returns:
+            what there is to say of it in the log.
+        """
+        return Report()
+
+    def split_of(self, split: Split) -> Split:
+        """The split that is drawn from, a pure function of the run's own and of memory; taken up before each stage and after a resume."""
+        return split
 
     def enter(self, stage: Stage) -> None:
         """Begins a stage: what it names as frozen stops training, what the stage before had frozen trains again.

@@ -10,13 +10,16 @@ from typing import Any
 
 from ..methods import METHODS
 from ..pipelines.errors import ConfigError, unknown
-from . import classic, finessl, fixmatch, usb, zeromatch
+from . import adversarial, classic, consistency, finessl, fixmatch, graph, mixing, uda, usb, zeromatch
 from .plain import defaults
 from .preset import Preset, Published
 
 # Presets of methods that are not built yet are not listed.
 PRESETS: dict[str, Preset] = {
-    preset.name: preset for room in (finessl, fixmatch, usb, classic, zeromatch) for preset in room.PRESETS if preset.method in METHODS
+    preset.name: preset
+    for room in (finessl, fixmatch, usb, classic, zeromatch, consistency, graph, mixing, uda, adversarial)
+    for preset in room.PRESETS
+    if preset.method in METHODS
 }
 
 __all__ = ["PRESETS", "Preset", "Published", "defaults", "find", "layer"]

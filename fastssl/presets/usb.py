@@ -12,7 +12,10 @@ from typing import Any
 from .preset import Preset, error
 
 SOURCE = "USB, Wang et al. 2022, arXiv 2208.07204, results/usb_cv.csv: best checkpoint, 3 seeds; recipe: config/usb_cv"
-NOTES = ("accuracy here is the last step's; USB reports the best of all evaluations on the test set",)
+NOTES = (
+    "accuracy here is the last step's; USB reports the best of all evaluations on the test set",
+    "USB's released files for SimMatch average three projection heads (EPASS), not built here; if its table was made so is not stated",
+)
 SMALL_NOTE = (
     "USB starts from its own ImageNet-1k weights for patches of 2 pixels; without --weights these are timm's, resampled from 16 pixels"
 )

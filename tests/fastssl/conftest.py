@@ -95,7 +95,13 @@ def batch(views, seed=0):
         unlabelled=tuple(images(UNLABELLED) for _ in views.unlabelled),
         unlabelled_index=torch.randint(8, ROWS, (UNLABELLED,), generator=g),
         hidden_label=torch.randint(-1, CLASSES, (UNLABELLED,), generator=g),
+        probe=probe(images(LABELLED), g) if views.probe else (),
     )
+
+
+def probe(images, g):
+    """A probe view, as if by two operations of CTAugment with these levels."""
+    return images, torch.randint(19, (LABELLED, 2), generator=g), torch.rand(LABELLED, 2, 2, generator=g, dtype=torch.float64)
 
 
 def clock(step=0, total=100):

@@ -1,6 +1,7 @@
 """The methods as the tests run them: by what options a made-up batch has pseudo-labels that count, and further forms of some."""
 
 import pytest
+import torch
 
 from fastssl.methods import METHODS
 
@@ -13,12 +14,16 @@ CORE = (
     "finessl",
 )  # whose every combination with optimisers and precisions runs always; the others' by -m exhaustive
 ACTIVE = {
+    "ict": {"mix_share": "sample", "mix_major": True},
     "zeromatch": {"distil_share": 0.0, "inner_options": "threshold=0"},
     "pl_feature": {"inner_options": "threshold=0"},
+    "uda": {"threshold": 0.0},
     "fixmatch": {"threshold": 0.0},
     "spl": {"threshold": 0.0},
     "flexmatch": {"threshold": 0.3},
     "adamatch": {"threshold": 0.0},
+    "comatch": {"threshold": 0.0},
+    "simmatch": {"threshold": 0.0},
     "debiaspl": {"threshold": 0.0},
     "layermatch": {"threshold": 0.0},
     "finessl": {"threshold": 0.0},
@@ -27,6 +32,35 @@ ACTIVE = {
 _LOW = {"threshold": 0.0}
 # name -> method, options: what a method's file holds besides its default
 FORMS = {
+    "comatch, momentum encoder": ("comatch", {**_LOW, "momentum_encoder": True, "contrast_batch": 2, "ema": 0.9}),
+    "simmatch, averaged network": ("simmatch", {**_LOW, "teacher_by": "network", "ema": 0.9}),
+    "dash of usb, by the strong view": ("dash", {"selection": "strong", "reduction": "batch", "first_drops": 0, "warmup_share": 0.5}),
+    "mixmatch, interleaved, one share a batch": ("mixmatch", {"forward": "interleaved", "share_by": "batch", "guesses": 3}),
+    "mixmatch, unmixed": ("mixmatch", {"mixup": 0.0, "temperature": 1.0}),
+    "remixmatch of usb, interleaved": (
+        "remixmatch",
+        {
+            "ctaugment": False,
+            "strong_labelled": False,
+            "align_memory": "ema",
+            "share_by": "batch",
+            "rotation": "drawn",
+            "forward": "interleaved",
+        },
+    ),
+    "pseudo_label of usb, smooth, aligned": (
+        "pseudo_label",
+        {"threshold": 0.2, "lambda_u": 1.0, "ramp_start": 0.0, "ramp_share": 0.4, "weighting": "smooth", "align": "uniform"},
+    ),
+    "adversarial, l2, clipped": ("adversarial", {"norm": "l2", "clip": True, "share": 0.3}),
+    "vat, reversed, two iterations, no entropy": ("vat", {"reverse": True, "power_iterations": 2, "entropy_min": 0.0, "ramp": "none"}),
+    "pi_model of usb": ("pi_model", {"reduction": "streams", "gradient": "one", "ramp": "linear"}),
+    "temporal_ensembling, streams": ("temporal_ensembling", {"reduction": "streams", "labels_share": False}),
+    "mean_teacher, two heads, kl": ("mean_teacher", {"two_heads": True, "cost": "kl", "early_decay": 0.9}),
+    "mean_teacher of torchssl": ("mean_teacher", {"reduction": "streams", "ramp": "linear", "teacher_dropout": False}),
+    "ict of the code": ("ict", {"target": "logits", "mix_labelled": True}),
+    "uda, labels released slowly": ("uda", {**_LOW, "tsa": "exp", "align": "uniform"}),
+    "uda of usb": ("uda", {"threshold": 0.2, "tsa": "log", "tsa_form": "usb", "temperature": 1.0}),
     "fixmatch, sigmoid, aligned by a queue": (
         "fixmatch",
         {"threshold": 0.1, "weighting": "sigmoid", "align": "uniform", "align_memory": "queue"},
@@ -67,6 +101,14 @@ FORMS = {
     ),
 }
 CASES = {name: (name, ACTIVE.get(name, {})) for name in TRAINED} | FORMS
+
+
+def lived(name, m):
+    """The method as it is once each sample has been seen, where before that its unlabelled term says nothing."""
+    if name == "temporal_ensembling":
+        p = torch.rand(m.spec.rows, m.spec.num_classes, generator=torch.Generator().manual_seed(0)).softmax(1)
+        m.bank.write(torch.arange(m.spec.rows), p, torch.tensor(True))
+    return m
 
 
 def crossed(axis):

@@ -61,7 +61,7 @@ def test_the_names_that_the_papers_settings_have():
     assert {"usb_eurosat_20", "usb_eurosat_40"} <= names
     cifar = [f"cifar10_{n}" for n in (40, 250, 4000)] + [f"cifar100_{n}" for n in (400, 2500, 10000)]
     assert {f"{method}_{rest}" for method in ("flexmatch", "freematch", "softmatch", "adamatch") for rest in cifar} <= names
-    assert {"spl_cifar10_40", "zeromatch_cifar100_100", "zeromatch_flowers102_204"} <= names and len(names) == 52
+    assert {"spl_cifar10_40", "zeromatch_cifar100_100", "zeromatch_flowers102_204"} <= names and len(names) == 100
 
 
 def test_what_differs_between_settings_of_one_paper():
@@ -126,6 +126,40 @@ def test_the_successors_options():
         assert values["train.warmup"] * 40 == steps and "method.threshold" not in values
 
 
+def test_the_consistency_methods_settings():
+    """TorchSSL's and the papers' own differ in what sums are divided by, in the ramp, and in who draws the images."""
+    values = {name: presets.find(name).values() for name in presets.PRESETS}
+    for method, weight in (("pi_model", 10.0), ("mean_teacher", 50.0)):
+        own = values[f"{method}_cifar10_250"]
+        assert (own["method.lambda_u"], own["method.reduction"], own["method.labels_share"]) == (weight, "streams", False)
+        assert (own["method.ramp"], own["method.ramp_share"], own["train.ratio"], own["train.steps"]) == ("linear", 0.4, 1, 2**20)
+    heads = values["mean_teacher_two_heads_cifar10_4000"]
+    assert heads["method.two_heads"] and heads["train.ema"] == 0.97 and heads["train.batch_size"] == 4 * 31
+    assert heads["method.ramp_share"] * heads["train.steps"] == pytest.approx(5 * 118)
+    for name, lr, epoch in (("cifar10_4000", 3e-3, 500), ("cifar100_10000", 3e-3, 500), ("svhn_500", 1e-3, 733)):
+        own = values[f"temporal_ensembling_{name}"]
+        assert (own["train.lr"], own["train.steps"], own["train.warmup"], own["train.ema"]) == (lr, 300 * epoch, 80 * epoch, 0)
+        assert 95 < own["train.batch_size"] * (1 + own["train.ratio"]) < 105
+    assert [values[f"ict_{name}"]["method.mixup"] for name in ("cifar10_4000", "svhn_1000")] == [1.0, 0.1]
+    shown = {name: {m: str(r) for m, r in presets.find(name).published.items()} for name in values}
+    assert shown["ict_cifar10_4000"] == {"ict": "92.34"} and shown["temporal_ensembling_svhn_500"] == {"temporal_ensembling": "94.88"}
+    assert shown["mean_teacher_two_heads_cifar10_4000"] == {"mean_teacher": "93.72 +- 0.15"}
+    assert shown["pi_model_cifar10_40"] == {"pi_model": "25.66"} and shown["mean_teacher_cifar10_250"] == {"mean_teacher": "62.54"}
+
+
+def test_vats_and_pseudo_labels_settings():
+    """TorchSSL's on weak views alone, and the paper's, whose options differ from the method's defaults."""
+    values = {name: presets.find(name).values() for name in ("vat_cifar10_4000", "vat_paper_cifar10_4000", "pseudo_label_cifar10_250")}
+    torchssl, paper, lee = values.values()
+    weights = ("method.lambda_u", "method.entropy_min", "method.epsilon", "method.ramp", "train.ratio", "train.steps", "train.optimizer")
+    assert [torchssl[key] for key in weights] == [0.3, 0.06, 6.0, "linear", 1, 2**20, "sgd"]
+    assert [paper[key] for key in weights] == [1.0, 1.0, 8.0, "none", 4, 200_000, "adamw"] and paper["train.ema"] == 0
+    assert (lee["method.threshold"], lee["method.lambda_u"], lee["method.ramp_start"], lee["method.ramp_share"]) == (0.95, 1.0, 0.0, 0.4)
+    shown = {name: presets.find(name).published for name in values}
+    assert str(shown["vat_paper_cifar10_4000"]["vat"]) == "89.45" and str(shown["vat_cifar10_4000"]["vat"]) == "89.49"
+    assert str(shown["pseudo_label_cifar10_250"]["pseudo_label"]) == "53.51"
+
+
 def test_another_method_in_the_same_setting():
     preset = presets.find("usb_cifar100_200")
     config = resolved(preset, "supervised")
@@ -146,7 +180,7 @@ def test_presets_of_methods_that_are_not_built_are_not_listed(monkeypatch):
         assert not [name for name in importlib.reload(presets).PRESETS if name.startswith("finessl")]
     finally:
         monkeypatch.undo()
-        assert len(importlib.reload(presets).PRESETS) == 52
+        assert len(importlib.reload(presets).PRESETS) == 100
 
 
 def test_the_plain_commands_settings_are_as_they_were():

@@ -69,3 +69,12 @@ def test_the_trace_notices_what_a_capture_forbids(fake, nothing_from_the_host):
         torch.tensor([1.0, 2.0], device="cuda") + torch.ones(2, device="cuda")
     with pytest.raises(AssertionError, match="copied from the host"), nothing_from_the_host():
         torch.zeros(2, device="cuda").copy_(torch.ones(2))
+
+
+def test_a_draw_with_probes_reads_nothing_on_the_host(fake, nothing_from_the_host):
+    pipeline = fake(("weak", "strong"), "ctaugment")
+    pipeline.show(Views(("weak",), ("weak", "strong"), probe=True))
+    with nothing_from_the_host():
+        images, op, level = pipeline.draw().probe
+    assert images.shape == (8, 3, 32, 32) and (op.shape, level.shape) == ((8, 2), (8, 2, 2))
+    assert {tensor.device.type for tensor in (images, op, level)} == {"cuda"}

@@ -1,7 +1,7 @@
 """Distribution alignment: predictions are rescaled so that their running marginal becomes a target marginal.
 
 ReMixMatch (arXiv 1911.09785), AdaMatch (arXiv 2106.04732), USB's DistAlignEMA. q = normalise(p * ratio), ratio = target / model marginal,
-1e-6 added to both. The marginals are updated before they are used.
+1e-6 added to both. The marginals are updated before they are used, or, in ReMixMatch's own code, after the step.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Alignment(nn.Module):
         memory: "ema", or "queue": the mean of the last 128 batches (official AdaMatch), places not yet filled being uniform.
         shares: [C] shares of the labelled classes, for "labelled".
         from_batch: an ema starts from the first batch's mean (USB), else from the uniform marginal (TorchSSL).
+        lagging: the marginals of a step are those of the steps before it (ReMixMatch's code), uniform at first.
     """
 
     shares: Tensor
@@ -32,9 +33,18 @@ class Alignment(nn.Module):
     place: Tensor
     begun: Tensor
 
-    def __init__(self, classes: int, *, target: str, memory: str = "ema", shares: Tensor | None = None, from_batch: bool = True):
+    def __init__(
+        self,
+        classes: int,
+        *,
+        target: str,
+        memory: str = "ema",
+        shares: Tensor | None = None,
+        from_batch: bool = True,
+        lagging: bool = False,
+    ):
         super().__init__()
-        self.target, self.memory, self.from_batch = target, memory, from_batch
+        self.target, self.memory, self.from_batch, self.lagging = target, memory, from_batch, lagging
         uniform = torch.full((classes,), 1 / classes)
         self.register_buffer("shares", uniform.clone() if shares is None else shares.to(torch.float32), persistent=False)
         self.register_buffer("target_marginal", uniform.clone())
@@ -65,8 +75,9 @@ class Alignment(nn.Module):
             target = MOMENTUM * self.target_marginal + (1 - MOMENTUM) * labelled_mean
         else:
             target = self.target_marginal
-        wanted = self.shares if self.target == "labelled" else target
-        ratio = (wanted + EPSILON) / (marginal + EPSILON)
+        used, goal = (self.marginal, self.target_marginal) if self.lagging else (marginal, target)
+        wanted = self.shares if self.target == "labelled" else goal
+        ratio = (wanted + EPSILON) / (used + EPSILON)
         return ratio, {"align_mean": mean, "align_marginal": marginal, "align_target": target}
 
     def write(self, memory: dict[str, Tensor]) -> None:

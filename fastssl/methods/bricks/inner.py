@@ -10,7 +10,7 @@ from ...pipelines.batch import DataSpec
 from ...pipelines.errors import ConfigError
 
 CARRIED = ("adamatch", "fixmatch", "flexmatch", "freematch", "softmatch")  # ZeroMatch, section 6.5; its code patches these and more
-OUTER = ("entropy_min", "mixup")  # options of every method, which work on the whole loss
+OUTER = ("ctaugment", "entropy_min", "mixup")  # options of every method, which work on the whole loss
 
 
 def inner_config(name: str, kind: Any, text: str) -> Any:

@@ -21,6 +21,11 @@ class MethodOptions:
         source="Grandvalet & Bengio 2004; VAT's code: 1",
         least=0,
     )
+    ctaugment: bool = option(
+        False,
+        "learn the rates of CTAugment, by which strong views are drawn, from a probe view of each labelled image; needs --policy ctaugment",
+        source="ReMixMatch, section 3.2.2; FixMatch, appendix D",
+    )
     mixup: float = option(
         0.0,
         "alpha of MixUp: labelled images are mixed with each other by a share from Beta(alpha, alpha), and so are the unlabelled views "

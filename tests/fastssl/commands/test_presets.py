@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from fastssl import presets
+from fastssl import methods, presets
 from fastssl.cli import main, parser
 from fastssl.commands.train import configure
 from tests.pipelines import fake_sets
@@ -55,7 +55,10 @@ def test_what_show_prints_is_a_configuration(name, capsys, tmp_path):
     assert shown["values"] == values and shown["notes"] and shown["name"] == name
 
 
-def test_methods_that_are_not_built_are_not_quoted(capsys):
+def test_methods_that_are_not_built_are_not_quoted(capsys, monkeypatch):
+    assert main(["presets", "show", "usb_cifar100_200"]) == 0
+    assert "of simmatch: 76.22 +- 1.08 %" in capsys.readouterr().out
+    monkeypatch.delitem(methods.METHODS, "simmatch")
     assert main(["presets", "show", "usb_cifar100_200"]) == 0
     text = capsys.readouterr().out
     assert "of fixmatch: 70.40 +- 0.90 %" in text and "of supervised: 64.12" in text and "simmatch" not in text

@@ -46,7 +46,13 @@ class Made:
             unlabelled=tuple(images(UNLABELLED) for _ in self.views.unlabelled),
             unlabelled_index=torch.randint(8, ROWS, (UNLABELLED,), generator=g).to(device),
             hidden_label=torch.randint(-1, CLASSES, (UNLABELLED,), generator=g).to(device),
+            probe=(images(LABELLED), *self.operations(g)) if self.views.probe else (),
         )
+
+    def operations(self, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a probe view: two of CTAugment's an image, and their levels."""
+        op, level = torch.randint(19, (LABELLED, 2), generator=g), torch.rand(LABELLED, 2, 2, generator=g, dtype=torch.float64)
+        return op.to(self.options["device"]), level.to(self.options["device"])
 
     def fill(self, k: int) -> None:
         """Batch k into the buffers, from outside a step."""
@@ -137,7 +143,7 @@ def step_of(toy, name, *, network=None, device="cpu", dtype=torch.float64, ema=0
     method = method.to(device=device, dtype=dtype).train()
     config = TrainConfig(**{"lr": 0.1, **train})
     update = Update(method, method.stage(0, total), config, scaled=config.amp == "fp16")
-    return Step(method, Made(method.views_of(method.config), device, dtype), update, Clock(total, 0, torch.device(device)), config)
+    return Step(method, Made(method.asks(method.config), device, dtype), update, Clock(total, 0, torch.device(device)), config)
 
 
 def everything(step):

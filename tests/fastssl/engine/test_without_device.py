@@ -1,8 +1,8 @@
 """Every method's step, traced on a CUDA device that is not there: no value is asked for by the host, none is copied from it.
 
-Either would break a capture. The backward pass is left out, as autograd itself asks for the device's streams: the gradients are made up.
-So are torch's fused optimisers, which have no form without values, and the casts of autocast, which torch turns off where there is no
-device. Forward passes, loss, scaling, clipping, LARS, averages, memory and sums are all there.
+Either would break a capture. The backward pass is left out, as autograd itself asks for the device's streams: the gradients are made up,
+those by an input (torch.func.grad) too. So are torch's fused optimisers, which have no form without values, and the casts of autocast,
+which torch turns off where there is no device. Forward passes, loss, scaling, clipping, LARS, averages, memory and sums are all there.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def on_cuda(toy, monkeypatch):
             )
             method = method.float().train()
             config = TrainConfig(lr=0.1, clip=1.0, **train)
-            batch = toy.batch(method.views_of(method.config))
+            batch = toy.batch(method.asks(method.config))
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             moved_to_cuda(method)
             moved = lambda t: torch.empty_like(t, device="cuda", dtype=torch.float32 if t.is_floating_point() else t.dtype)  # noqa: E731
@@ -67,7 +67,15 @@ def on_cuda(toy, monkeypatch):
                 for parameter in update.parameters:
                     parameter.grad = torch.ones_like(parameter)
 
+            def by_input(function):
+                def gradient(at: torch.Tensor) -> torch.Tensor:
+                    assert function(at).device.type == "cuda"
+                    return torch.ones_like(at)
+
+                return gradient
+
             monkeypatch.setattr(torch.Tensor, "backward", filled)
+            monkeypatch.setattr(torch.func, "grad", by_input)
             if config.optimizer != "lars":
                 monkeypatch.setattr(update.optimizer, "step", lambda: None)
             return Step(method, Drawn(batch), update, Clock(100, 0, device="cuda"), config)

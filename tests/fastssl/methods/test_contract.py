@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from fastssl.methods import METHODS
-from tests.fastssl.method_cases import CASES, CORE
+from tests.fastssl.method_cases import CASES, CORE, lived
 
-SEMI = [case for case, (name, _) in CASES.items() if name != "supervised"]
+SEMI = [case for case, (name, _) in CASES.items() if name not in ("supervised", "adversarial")]
 
 
 def made(toy, case, **more):
     name, options = CASES[case]
-    return toy.method(name, **{**options, **more})
+    return lived(name, toy.method(name, **{**options, **more}))
 
 
 @pytest.fixture(autouse=True)
