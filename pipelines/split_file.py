@@ -61,6 +61,8 @@ def load(path: str | Path, source: Source) -> Split:
         name, role = unguarded(fields["id"]), fields["role"].lower()
         if name not in row_of:
             missing = f"'{name}' is not among the images of --extra-unlabelled; bring it back"
+            if not source.extra:
+                missing = f"'{name}' comes from elsewhere; give the --extra-unlabelled that this file was made with"
             return missing if name.startswith(EXTRA) else f"no row '{name}' in {source.name}"
         if role not in ROLES:
             return unknown("role", fields["role"], ROLES)

@@ -49,7 +49,11 @@ FILES = (
 
 
 def content(path: str | None) -> str | None:
-    """A hash of a file's content; None where there is none."""
+    """A hash of a file's content, or of the names, sizes and times of the files in a folder; None where there is none."""
+    if path is not None and Path(path).is_dir():
+        files = sorted(place for place in Path(path).rglob("*") if place.is_file())
+        facts = [(str(place.relative_to(path)), place.stat().st_size, place.stat().st_mtime_ns) for place in files]
+        return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
     if path is None or not Path(path).is_file():
         return None
     about = os.stat(path)

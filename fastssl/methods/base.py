@@ -18,6 +18,7 @@ from ..models import Network, Output, Report
 from ..models.peft import probe_share
 from ..pipelines.batch import Batch, DataSpec, Split, Views
 from ..pipelines.ctaugment import OPS, CTAugment, proximity
+from ..pipelines.errors import ConfigError
 from ..schedules import Clock
 from .bricks.forward import forward_views
 from .bricks.mixing import mixed_batch
@@ -121,6 +122,8 @@ class Method(nn.Module):
         """The views that are drawn: those of `views_of`, and what options of every method add."""
         views = cls.views_of(config)
         if getattr(config, "ctaugment", False):
+            if "strong" not in (*views.labelled, *views.unlabelled):
+                raise ConfigError(f"method.ctaugment learns how strong views are drawn, and {cls.__name__} draws none; leave it false")
             views = dataclasses.replace(views, probe=True)
         if getattr(config, "entropy_min", 0.0) > 0:  # its gradient goes through the first unlabelled view
             return dataclasses.replace(views, unlabelled=views.unlabelled or ("weak",), no_grad=0)

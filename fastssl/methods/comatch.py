@@ -134,6 +134,9 @@ class CoMatch(Method):
         contrast = self.contrast(self.projection(student.features), keys, q, batch)
         total = supervised + self.config.lambda_u * unsupervised + self.config.lambda_c * contrast
         known = (batch.label[:, None] == torch.arange(self.spec.num_classes, device=q.device)).to(aligned.dtype)
+        # A label of weight 0 teaches nothing: the memory takes what is predicted of its image.
+        guess = labelled[-1].logits.detach().to(aligned.dtype).softmax(1)
+        known = torch.where(batch.weight[:, None] > 0, known, guess)
         memory |= {"features": torch.cat([f_weak, f_known]), "probabilities": torch.cat([aligned, known])}
         if self.strong_memory is not None:
             memory |= {"strong_features": keys, "strong_probabilities": q}

@@ -144,7 +144,11 @@ class ReMixMatch(Method):
         (weak,) = forward_together(self.network, [batch.unlabelled[0]], "batch")
         p, memory = probabilities(weak.logits), {}
         if self.alignment is not None:
-            ratio, memory = self.alignment.read(p.mean(0), onehot(batch.label, p).mean(0))
+            counts = batch.weight.to(p.dtype).clamp(0, 1)
+            told = (onehot(batch.label, p) * counts[:, None]).sum(0) / counts.sum().clamp(min=torch.finfo(p.dtype).tiny)
+            # A batch without a label that counts says nothing of their shares.
+            told = torch.where(counts.sum() > 0, told, self.alignment.target_marginal.to(p.dtype))
+            ratio, memory = self.alignment.read(p.mean(0), told)
             p = p * ratio.to(p.dtype)
             p = p / p.sum(1, keepdim=True)
         return sharpened(p, self.config.temperature), memory

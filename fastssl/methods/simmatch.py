@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +131,7 @@ class SimMatch(Method):
 
     def remember(self, batch: Batch, terms: Terms, clock: Clock) -> None:
         self.marginal.write(terms.memory)
-        self.memory.write(batch.index, terms.memory["known"], batch.label, clock.ok)
+        self.memory.write(batch.index, terms.memory["known"], torch.where(batch.weight > 0, batch.label, -1), clock.ok)
 
 
 class LabelledMemory(nn.Module):
@@ -146,7 +147,8 @@ class LabelledMemory(nn.Module):
 
     Attributes:
         features: [K, D] unit rows; zeros where no image is yet.
-        label: [K] int64. place: [rows] int64, -1 for an image that has none. count: [] int64, places that are taken.
+        label: [K] int64, -1 for one that does not count. place: [rows] int64, -1 for an image that has none.
+        count: [] int64, places that are taken.
 
     Raises:
         DataError: the data do not say how many labels there are.
@@ -192,7 +194,8 @@ class LabelledMemory(nn.Module):
         place = torch.where(known < 0, own.index_select(0, last), known)
         sound = ok & features.isfinite().all()
         before = self.features.index_select(0, place)
-        moved = self.momentum * before + (1 - self.momentum) * features.index_select(0, last).to(before.dtype)
+        fresh = features.index_select(0, last).to(before.dtype)
+        moved = torch.where((known < 0)[:, None], fresh, self.momentum * before + (1 - self.momentum) * fresh)
         moved = nn.functional.normalize(moved, dim=1)  # each row by its own length
         self.features.index_copy_(0, place, torch.where(sound, moved, before))
         self.label.index_copy_(0, place, torch.where(sound, label, self.label.index_select(0, place)))
@@ -204,13 +207,17 @@ def corrected(log_p: Tensor, log_a: Tensor, label: Tensor, alpha: float) -> tupl
     """Classes correct instances and, from the same uncorrected numbers, instances correct classes (equations 8 and 11).
 
     Args:
-        log_p: [U, C] logs of the aligned prediction. log_a: [U, K] logs of the similarities' softmax. label: [K] int64.
+        log_p: [U, C] logs of the aligned prediction. log_a: [U, K] logs of the similarities' softmax.
+        label: [K] int64; -1 for an image whose label does not count: it is as likely of any class, and its share of a says what p says.
 
     Returns:
         [U, K] logs of h ~ a_k p_(y_k); [U, C] q = alpha p + (1 - alpha) g, g_c the sum of a over images of class c.
     """
-    log_h = (log_a + log_p.to(log_a.dtype).index_select(1, label)).log_softmax(1)
+    told, label = label >= 0, label.clamp(min=0)
+    likely = torch.where(told, log_p.to(log_a.dtype).index_select(1, label), -math.log(log_p.shape[1]))
+    log_h = (log_a + likely).log_softmax(1)
     p, a = log_p.exp(), log_a.exp().to(log_p.dtype)
     if alpha == 1:
         return log_h, p
-    return log_h, alpha * p + (1 - alpha) * torch.zeros_like(p).index_add(1, label, a)
+    rest = torch.where(told, 0.0, a).sum(1, keepdim=True)
+    return log_h, alpha * p + (1 - alpha) * (torch.zeros_like(p).index_add(1, label, torch.where(told, a, 0.0)) + rest * p)

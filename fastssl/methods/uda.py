@@ -141,6 +141,7 @@ class UDA(Thresholded):
         if self.config.tsa == "none":
             return super().objective(labelled, unlabelled, batch, clock)
         mask = self.released(labelled[0].logits.detach(), batch.label, clock)
+        mask = mask * (batch.weight > 0)  # a label that does not count is not counted either
         # The labelled term is a mean over all B rows: this weight makes it the sum over the rows that are left in, over their number.
         count = mask.sum().clamp(min=1) if self.config.tsa_form == "official" else len(mask)
         terms = super().objective(labelled, unlabelled, batch._replace(weight=batch.weight * mask * (len(mask) / count)), clock)

@@ -1,6 +1,7 @@
 """A method's own random numbers: pure functions of (what for, seed, step, row), so that they need no generator and no state.
 
-A row's numbers do not depend on the batch around it, on how a batch is cut into pieces, or on the mode of the step.
+Where rows are named by their sample, a row's numbers do not depend on the batch around it or on how a batch is cut into pieces; where they
+are places of a batch (MixUp's partners and shares, rotations), all pieces of a step under train.accumulate draw the same.
 """
 
 from __future__ import annotations

@@ -184,3 +184,21 @@ def test_mixup_is_an_option_of_any_method(toy, case):
     assert torch.allclose(total, compiled, rtol=1e-9)
     for key, value in grads(m).items():
         assert torch.allclose(value, mine[key], atol=1e-9), key
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_label_of_weight_zero_teaches_nothing(toy, case):
+    """Neither by its loss nor by what is remembered of it: another class in its place changes nothing, now or later."""
+    states = []
+    for label in (0, 1):
+        m = made(toy, case)
+        for step in range(2):
+            b = toy.batch(m.asked, seed=step)
+            weight, classes = b.weight.clone(), b.label.clone()
+            weight[1], classes[1] = 0, label
+            m.zero_grad()
+            terms = m.step(b._replace(weight=weight, label=classes), toy.clock(30 + step), lambda total: total.backward())
+        states.append((terms.total.detach(), m.state_dict(), grads(m)))
+    assert torch.equal(states[0][0], states[1][0])
+    for one, other in zip(states[0][1:], states[1][1:], strict=True):
+        assert all(torch.equal(value, other[key]) for key, value in one.items())

@@ -46,7 +46,8 @@ class Oracle(Mixed):
     def guess(self, batch):
         """The official order: the mean of the last 128 batches before this one; USB's: this one's in it."""
         p = self.probability(batch.unlabelled[0])
-        labels = oracle.onehot(batch.label.numpy()).mean(axis=0)
+        counts = np.clip(batch.weight.numpy(), 0, 1).astype(float)
+        labels = counts @ oracle.onehot(batch.label.numpy()) / counts.sum()
         if self.o.align == "none":
             return sharpen(p, self.o.temperature)
         official = self.o.align_memory == "queue"

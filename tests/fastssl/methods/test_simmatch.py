@@ -271,3 +271,24 @@ def test_bad_options(toy):
         toy.method("simmatch", teacher_by="network", ema=0.0)
     with pytest.raises(DataError, match="does not say how many labels"):
         memory_of(toy, counts=())
+
+
+def test_an_image_that_comes_twice_takes_its_last_row_whatever_order_a_device_writes_in(toy, monkeypatch):
+    memories = []
+    plain = torch.Tensor.index_copy_
+    for write in (plain, lambda self, dim, index, source: plain(self, dim, index.flip(0), source.flip(0))):
+        memory = LabelledMemory(toy.spec(), 3, 0.7)
+        monkeypatch.setattr(torch.Tensor, "index_copy_", write)
+        for seed in range(3):
+            features = torch.nn.functional.normalize(torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)), dim=1)
+            memory.write(torch.tensor([4, 9, 4, 2, 9]), features, torch.tensor([1, 2, 1, 0, 2]), torch.tensor(True))
+        monkeypatch.undo()
+        memories.append(memory.state_dict())
+    assert all(torch.equal(value, memories[1][key]) for key, value in memories[0].items())
+
+
+def test_momentum_of_one_keeps_the_first_embedding(toy):
+    memory = LabelledMemory(toy.spec(), 3, 1.0)
+    for row in (torch.tensor([[1.0, 0, 0]]), torch.tensor([[0.0, 1, 0]])):
+        memory.write(torch.tensor([4]), row, torch.tensor([1]), torch.tensor(True))
+    assert torch.equal(memory.features[0], torch.tensor([1.0, 0, 0]))
