@@ -154,8 +154,8 @@ class TrainConfig:
     ratio: int = option(7, "unlabelled images per labelled one", source="FixMatch: 7", least=1)
     min_labelled: int = option(
         0,
-        "labelled images that a batch holds at least: where there are fewer labels they repeat in fresh views, the unlabelled ones stay "
-        "as many",
+        "labelled images that a batch holds at least: fewer labels repeat in fresh views; the unlabelled images stay as many as a multiple "
+        "of that allows",
         source="Arazo et al. 2019: 16 of 100",
         least=0,
     )

@@ -230,7 +230,9 @@ def fit_batches(config: RunConfig, split: Split, unlabelled: bool, notes: list[s
         batch, ratio = train.min_labelled, max(1, round(batch * ratio / train.min_labelled))
     if (batch, ratio) != (train.batch_size, train.ratio):
         more = f" and {batch * ratio} unlabelled" if unlabelled else ""
-        notes.append(f"{batch} labelled{more} images a step, fitted to the {len(split.labelled)} labels")
+        raised = train.min_labelled and batch == train.min_labelled
+        why = f"at least {batch} labelled (train.min_labelled)" if raised else f"fitted to the {len(split.labelled)} labels"
+        notes.append(f"{batch} labelled{more} images a step, {why}")
     if batch % train.accumulate:
         raise ConfigError(f"train.accumulate {train.accumulate} does not divide the batch of {batch} labelled images; give a divisor of it")
     return dataclasses.replace(config, train=dataclasses.replace(train, batch_size=batch, ratio=ratio))

@@ -40,6 +40,7 @@ class PiModel(Method):
 
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):
         super().__init__(config, network, spec, **options)
+        self.weak_pass = "separate"  # the target's pass is always its own
         self.labels_share = share_of_labels(config, spec)
 
     @classmethod

@@ -45,8 +45,11 @@ def batchnorm(network: nn.Module, mode: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_dropout(network: nn.Module) -> Iterator[None]:
-    """Holds the network's dropout layers still."""
-    layers = [m for m in network.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    """Holds still whatever the network draws while it trains: dropout of any kind (layers, functions, attention) and dropped paths.
+
+    All modules but batch-norm's are in evaluation mode meanwhile: some read their own `training` and have no dropout layer.
+    """
+    layers = [m for m in network.modules() if not isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [layer.training for layer in layers]
     try:
         for layer in layers:

@@ -76,7 +76,10 @@ class VisitBank(nn.Module):
         return self.ensemble.index_select(0, index) / weight.to(self.ensemble.dtype)[:, None], seen
 
     def write(self, index: Tensor, p: Tensor, ok: Tensor) -> None:
-        """Takes [n, C] predictions in where `ok` ([] bool); never a row that is not finite."""
+        """Takes [n, C] predictions in where `ok` ([] bool); never a row that is not finite.
+
+        Under train.accumulate a piece is written before the step's verdict is known.
+        """
         sound = ok & p.isfinite().all(1, keepdim=True)
         before, visits = self.ensemble.index_select(0, index), self.visits.index_select(0, index)
         after = torch.where(sound, self.momentum * before + (1 - self.momentum) * p.to(before.dtype), before)

@@ -127,3 +127,10 @@ def test_a_size_outside_the_range_of_pixels_is_refused_in_one_sentence(run, caps
 
 def test_sizes_are_read_in_their_order():
     assert robustness.sizes("0.03") == (0.03,) and robustness.sizes("0.1, 0,1") == (0.1, 0.0, 1.0)
+
+
+def test_images_are_judged_by_their_own_labels_in_every_piece(run, capsys, monkeypatch):
+    whole = evaluated(capsys, run, "--fgsm", "0.02")
+    monkeypatch.setattr("fastssl.commands.eval.CHUNK", 100)
+    pieces = evaluated(capsys, run, "--fgsm", "0.02")
+    assert abs(whole["fgsm"][0]["accuracy"] - pieces["fgsm"][0]["accuracy"]) < 0.01 and whole["accuracy"] == pieces["accuracy"]

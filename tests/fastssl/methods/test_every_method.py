@@ -1,11 +1,16 @@
 """Options of every method, by a float64 calculation: MixUp and entropy minimisation on FixMatch, and on labels alone."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from fastssl.cli import main
+from fastssl.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from fastssl.engine.assemble import fit_batches
 from fastssl.methods.bricks.mixing import mixed_batch
+from fastssl.pipelines.batch import Split
 from tests.fastssl.methods.oracle import UNLABELLED, Step, cross_entropy, follow, softmax
 
 
@@ -80,3 +85,15 @@ def test_command_line_takes_them_for_any_method(tmp_path, capsys):
     capsys.readouterr()
     assert main(["train", *inner, *flags]) == 2
     assert "--set method.mixup=1" in capsys.readouterr().err
+
+
+def test_least_number_of_labelled_images_keeps_the_unlabelled_ones_as_many():
+    split = Split(np.arange(4), np.zeros(4, np.int64), np.ones(4, np.float32), np.arange(1000), np.arange(0))
+    train = TrainConfig(batch_size=32, ratio=7, min_labelled=16)
+    config = RunConfig("fixmatch", None, ModelConfig(), DataConfig(), train)
+    notes = []
+    fitted = fit_batches(config, split, True, notes).train
+    assert (fitted.batch_size, fitted.ratio) == (16, 14) and "at least 16 labelled (train.min_labelled)" in notes[0]
+    assert fit_batches(config, split, False, []).train.batch_size == 16
+    plenty = dataclasses.replace(config, train=dataclasses.replace(train, min_labelled=3))
+    assert fit_batches(plenty, split, True, notes).train.batch_size == 4 and "fitted to the 4 labels" in notes[-1]

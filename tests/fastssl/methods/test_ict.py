@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fastssl.methods.bricks.mixing import drawn
 from fastssl.pipelines.errors import ConfigError
 from tests.fastssl.methods import oracle
 from tests.fastssl.methods.agreement import Agreement, encoders, rows_of_labels, squared
@@ -21,7 +22,9 @@ class Oracle(Agreement):
     }
 
     def loss(self, batch):
-        mix, own = (self.m.drawn(n, use, self.clock) for use, n in enumerate((6, 4)))
+        c, clock = self.m.config, self.clock
+        how = {"each": c.mix_share, "major": c.mix_major, "device": clock.step.device}
+        mix, own = (drawn(clock, n, c.mixup, use=use, **how) for use, n in enumerate((6, 4)))
         (x,), (u,) = batch.labelled, batch.unlabelled
         with torch.no_grad():
             z = self.together([u], net="ema", moves=True)[0][0]

@@ -195,3 +195,11 @@ def test_without_an_average_there_is_no_teacher(toy, capsys, tmp_path):
         toy.method("mean_teacher", ema=0.0)
     assert main(["train", "--method", "mean_teacher", "--ema", "0", "--out", str(tmp_path / "run")]) == 2
     assert "give --ema 0.999" in capsys.readouterr().err
+
+
+def test_the_second_head_has_the_networks_dropout(toy):
+    m = toy.method("mean_teacher", two_heads=True)
+    m.network.dropout = torch.nn.Dropout(0.5)
+    features = torch.randn(4, 7, dtype=torch.float64)
+    assert not torch.equal(m.train().second(features), m.second(features))
+    assert torch.equal(m.eval().second(features), m.second(features))

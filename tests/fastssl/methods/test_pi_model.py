@@ -108,3 +108,12 @@ def test_head_dropout_is_noise(toy):
     b = b._replace(labelled=b.labelled[:1] * 2, unlabelled=b.unlabelled[:1] * 2)
     assert m.train().loss(b, toy.clock(50)).metrics["loss_unlabelled"] > 1e-6
     assert m.eval().loss(b, toy.clock(50)).metrics["loss_unlabelled"] == 0
+
+
+def test_one_stays_one_where_entropy_gives_the_target_a_graph(toy):
+    grads = []
+    for weight in (0.0, 1e-12):  # entropy as good as off, and the target with a graph all the same
+        m = toy.method("pi_model", gradient="one", entropy_min=weight, ramp="none")
+        m.loss(toy.batch(m.asked), toy.clock(3)).total.backward()
+        grads.append([p.grad.clone() for p in m.network.parameters()])
+    assert all(torch.allclose(x, y, rtol=1e-6, atol=1e-9) for x, y in zip(*grads, strict=True))

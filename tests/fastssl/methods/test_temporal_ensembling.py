@@ -161,3 +161,10 @@ def test_with_mixup_the_target_is_the_mix_of_the_ensembles(toy):
 def test_momentum_of_one_is_refused(capsys, tmp_path):
     assert main(["train", "--method", "temporal_ensembling", "--set", "method.momentum=1", "--out", str(tmp_path / "run")]) == 2
     assert "method.momentum" in capsys.readouterr().err
+
+
+def test_with_mixup_entropy_is_of_whole_images(toy):
+    m = toy.method("temporal_ensembling", mixup=1.0, entropy_min=0.7)
+    b = toy.batch(m.asked)
+    p = m.network(b.unlabelled[0]).logits.softmax(1)
+    assert torch.allclose(m.loss(b, toy.clock(3)).metrics["loss_entropy"], -0.7 * (p * p.log()).sum(1).mean(), rtol=1e-9)

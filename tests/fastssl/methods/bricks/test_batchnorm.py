@@ -6,6 +6,7 @@ from torch import nn
 
 from fastssl.methods.bricks.batchnorm import MODES, batchnorm, no_dropout
 from fastssl.methods.bricks.forward import forward_apart, forward_together
+from fastssl.models.adapters import Bottleneck
 
 
 @pytest.fixture
@@ -109,3 +110,13 @@ def test_together_and_apart(made):
         assert torch.equal(layer.num_batches_tracked, before[2])
         forward_together(network, [a, b])
         assert layer.num_batches_tracked == before[2] + 1
+
+
+def test_dropout_that_is_no_layer_is_held_still_too():
+    bottleneck = Bottleneck(8, 4, 1.0, torch.zeros(1), dropout=0.5).train()
+    torch.nn.init.normal_(bottleneck.up.weight)
+    x = torch.randn(5, 3, 8)
+    assert not torch.equal(bottleneck(x), bottleneck(x))
+    with no_dropout(bottleneck):
+        assert torch.equal(bottleneck(x), bottleneck(x))
+    assert all(module.training for module in bottleneck.modules())
