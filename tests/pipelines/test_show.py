@@ -34,7 +34,7 @@ def test_other_views_are_drawn_at_the_same_place(kind, folder):
     expected = [copied(plain.draw()) for _ in range(6)]
     for number, views in enumerate((FULL, LESS, LESS, FULL, LESS, FULL)):
         switching.show(views)
-        labelled, label, weight, index, unlabelled, rows, hidden = copied(switching.draw())
+        labelled, label, weight, index, unlabelled, rows, hidden, _ = copied(switching.draw())
         want = expected[number]
         assert len(labelled) == len(views.labelled) and len(unlabelled) == len(views.unlabelled)
         assert torch.equal(rows, want[5]) and torch.equal(index, want[3]) and torch.equal(hidden, want[6])
