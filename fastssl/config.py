@@ -55,7 +55,9 @@ def resolve(method_name: str, method_config: type, layers: list[tuple[str, dict[
             if key not in known:
                 if key.startswith("method."):
                     options = [k for k in known if k.startswith("method.")]
-                    raise ConfigError(f"{method_name} has no such option: " + unknown("option", key, options, place))
+                    has = ", ".join(sorted(name.removeprefix("method.") for name in options)) or "none"
+                    said = unknown("option", key, options, place)
+                    raise ConfigError(f"{method_name} has no such option: {said}" + (f" It has {has}" if "did you mean" in said else ""))
                 raise ConfigError(unknown("option", key, known, place))
             section, name = key.split(".", 1)
             origins[key] = place
