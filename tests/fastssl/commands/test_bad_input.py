@@ -27,7 +27,11 @@ def fails(capsys, tmp_path, args, code, *fragments):
         (["--set", "train.stepps=3"], 2, ("train.stepps", "train.steps")),
         (["--set", "steps=3"], 2, ("--set takes section.option=value",)),
         (["--method", "fixmatch", "--set", "method.margin_scale=3"], 2, ("fixmatch has no such option", "method.margin_scale", "mixup")),
-        (["--method", "vat", "--set", "method.xii=3"], 2, ("did you mean method.xi? It has", "epsilon, lambda_u", "power_iterations")),
+        (
+            ["--method", "vat", "--set", "method.xii=3"],
+            2,
+            ("did you mean method.xi or", "It has ctaugment", "epsilon, lambda_u", "power_iterations"),
+        ),
         (["--method", "finessl", "--set", "method.margin_scal=3"], 2, ("method.margin_scale",)),
         (["--lr", "fast"], 2, ("train.lr", "a number", "'fast'")),
         (["--steps", "1.5"], 2, ("train.steps", "a whole number")),
