@@ -17,6 +17,7 @@ from ..schedules import Clock
 from .base import Averaged, Method, Terms
 from .bricks.averaged_pass import STATISTICS, averaged_pass
 from .bricks.forward import forward_together
+from .bricks.guesses import onehot
 from .bricks.marginal_queue import MarginalQueue
 from .bricks.options import MethodOptions, UnlabelledOptions, but
 from .bricks.projection import Projection, log_affinity
@@ -133,7 +134,7 @@ class CoMatch(Method):
         unsupervised = cross_entropy(student.logits, q, sample_weight=weight).mean()
         contrast = self.contrast(self.projection(student.features), keys, q, batch)
         total = supervised + self.config.lambda_u * unsupervised + self.config.lambda_c * contrast
-        known = (batch.label[:, None] == torch.arange(self.spec.num_classes, device=q.device)).to(aligned.dtype)
+        known = onehot(batch.label, aligned)
         # A label of weight 0 teaches nothing: the memory takes what is predicted of its image.
         guess = labelled[-1].logits.detach().to(aligned.dtype).softmax(1)
         known = torch.where(batch.weight[:, None] > 0, known, guess)

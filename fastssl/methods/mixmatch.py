@@ -15,8 +15,9 @@ from ..pipelines.batch import Batch, Views
 from ..pipelines.errors import ConfigError
 from ..schedules import Clock
 from .base import Method, Terms
+from .bricks.consistency import probabilities
 from .bricks.forward import forward_apart, forward_together
-from .bricks.guesses import FORWARDS, SHARES, Stack, forward_stack, probabilities, sharpened, stacked
+from .bricks.guesses import FORWARDS, SHARES, Stack, forward_stack, sharpened, stacked
 from .bricks.options import MethodOptions, UnlabelledOptions, but
 from .bricks.quality import pseudo_label_quality
 from .bricks.ramps import ramp

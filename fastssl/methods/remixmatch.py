@@ -18,8 +18,9 @@ from ..schedules import Clock
 from .base import Method, Terms
 from .bricks import noise
 from .bricks.alignment import Alignment
+from .bricks.consistency import probabilities
 from .bricks.forward import forward_together
-from .bricks.guesses import FORWARDS, SHARES, forward_stack, onehot, probabilities, sharpened, stacked
+from .bricks.guesses import FORWARDS, SHARES, forward_stack, onehot, sharpened, stacked
 from .bricks.options import MethodOptions, UnlabelledOptions, but
 from .bricks.quality import pseudo_label_quality
 from .bricks.ramps import ramp

@@ -26,7 +26,7 @@ def defaults(method: str, *, model: str | None = None, data: str | None = None, 
         values |= digits_from_scratch(method)
         if model == "glyph_clip":
             del values["data.size"]  # this network has its own
-    if method == "dash" and (data in (None, "digits") or "model.tune" in values or model == "glyph_clip"):
+    if method == "dash" and (data in (None, "digits") or model == "glyph_clip"):
         # A mean over the kept rows alone gives the first few, mostly wrong, the weight of a whole batch: some hundred steps do not recover
         # (seeds 10 to 12 of digits, by the pseudo-labels' accuracy).
         values["method.reduction"] = "batch"

@@ -89,5 +89,5 @@ def noisy(views: tuple[Tensor, ...], index: Tensor, deviation: float, clock: Clo
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """softmax in float32, or float64 of float64."""
+    """[n, C] logits -> [n, C] softmax in float32, or float64 of float64."""
     return logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32).softmax(1)

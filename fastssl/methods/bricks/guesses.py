@@ -18,12 +18,6 @@ FORWARDS = ("together", "interleaved")
 SHARES = ("sample", "batch")
 
 
-def probabilities(logits: Tensor) -> Tensor:
-    """[n, C] logits -> [n, C] softmax in float32 (float64 of float64), without gradient."""
-    kind = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return logits.detach().to(kind).softmax(1)
-
-
 def sharpened(p: Tensor, temperature: float) -> Tensor:
     """[n, C] probabilities -> p ** (1 / T), each row over its sum; T = 1 leaves them as they are."""
     if temperature == 1:
