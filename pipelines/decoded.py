@@ -68,8 +68,8 @@ class Reader:
         self.refused.add(row)
         return self.one(row)
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def close(self, *, wait: bool = True) -> None:
+        self._pool.shutdown(wait=wait, cancel_futures=True)
 
     def _some(self, rows: list[int]) -> list[tuple[int, np.ndarray | BadImage]]:
         return [(row, self._checked(row)) for row in rows]

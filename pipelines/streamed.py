@@ -97,11 +97,13 @@ class DaliPipeline(ResidentPipeline):
         self._most = max(most, _SWEPT)
         self.decoder = Decoder(self._most, files.size, files.interpolation, self.device, workers)
         self.reader = Reader(files, workers, max_bad=max_bad, quarantined=len(source.quarantine))
-        self._finalizer = weakref.finalize(self, _close, self.decoder, self.reader)
+        self._finalizer = weakref.finalize(self, _let_go, self.decoder, self.reader)
 
     def close(self) -> None:
         """Ends the threads. The pipeline cannot draw afterwards."""
-        self._finalizer()
+        if self._finalizer.detach() is not None:
+            self.decoder.close()
+            self.reader.close()
 
     def use(self, split: Split) -> None:
         super().use(split)
@@ -218,7 +220,7 @@ class DaliPipeline(ResidentPipeline):
                 a.copy_(b)
         return out
 
-    def sweep(self, part: str | np.ndarray, batch_size: int = 512, view: str = "plain") -> Iterator[Sweep]:
+    def sweep(self, part: str | np.ndarray, batch_size: int = 512, view: str = "plain", *, ordered: bool = True) -> Iterator[Sweep]:
         """As ResidentPipeline's; rows whose file is lost are left out."""
         recipe(view)
         rows, label = swept(part, self.split, self.source.label)
@@ -255,6 +257,8 @@ class DaliPipeline(ResidentPipeline):
             self.images = self._batch_images
 
 
-def _close(decoder: Decoder, reader: Reader) -> None:
+def _let_go(decoder: Decoder, reader: Reader) -> None:
+    """Ends the threads without waiting: the collector may come by within any Python code, that which holds the lock of thread ends too,
+    and whoever waits for a thread there waits forever."""
     decoder.close()
-    reader.close()
+    reader.close(wait=False)

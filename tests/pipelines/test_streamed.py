@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import threading
 
@@ -249,6 +250,17 @@ def test_close_ends_the_threads(data):
     run.close()
     run.close()
     assert not any(thread.is_alive() for thread in own)
+
+
+def test_a_forgotten_pipeline_waits_for_no_thread(data, monkeypatch):
+    """The collector may find it within the code that ends another thread, whose lock the wait would need: it would wait forever."""
+    run, waited = streamed(data), []
+    run.draw()
+    shutdown = run.reader._pool.shutdown
+    run.reader._pool.shutdown = lambda wait=True, **options: (waited.append(wait), shutdown(wait=wait, **options))
+    del run
+    gc.collect()
+    assert waited == [False]
 
 
 @pytest.mark.skipif(not _dispatch.TRITON or torch.cuda.is_available(), reason="needs Triton's interpreter")
