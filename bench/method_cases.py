@@ -93,6 +93,7 @@ CASES: dict[str, Case] = {
     "layermatch": Case("layermatch", _ALL),
     "layermatch_teacher": Case("layermatch", {**_ALL, "averaging": "teacher"}, taught=1),
     "finessl": Case("finessl", _ALL),
+    "sentaugment": Case("sentaugment", {"bank": "own"}, stage=1),
     "semikd": Case("semikd", _ALL, taught=2, teacher=True),
     "zeromatch_distil": Case("zeromatch", {"inner_options": "threshold=0"}),
     "zeromatch": Case("zeromatch", {"inner_options": "threshold=0"}, stage=1),

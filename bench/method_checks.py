@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastssl.engine import look
 from fastssl.engine.assemble import assemble
 from fastssl.engine.run import Run
 from fastssl.presets import finessl as finessl_preset
@@ -43,6 +44,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "remixmatch_interleaved": ("remixmatch", {"ctaugment": False, "forward": "interleaved"}),
     "layermatch_teacher": ("layermatch", {**FEW, "averaging": "teacher"}),
     "layermatch_outputs": ("layermatch", {**FEW, "averaging": "outputs"}),
+    "sentaugment": ("sentaugment", {"bank": "own", "retrieved": 50}),
     "zeromatch_distil": ("zeromatch", {"inner_options": "threshold=0.3"}),
     "zeromatch": ("zeromatch", {"inner_options": "threshold=0.3", "distil_share": 0.0}),
     "pl_feature": ("pl_feature", {"inner_options": "threshold=0.3"}),
@@ -80,6 +82,10 @@ class Registry(Bench):
         plain = {key: value for key, value in recipe.items() if not key.startswith("method.")} | {"method.name": name}
         small = {**VIT, "model.weights": "random", "data.resize": 36} if transformer else {}
         run = our_run(name, plain, self.folder, str(self.device), {**SMALL, **small, **given})
+        if name == "sentaugment":  # the student's stage, whose samples are chosen before it
+            for k in (0, 1):
+                look.prepare(run, k)
+            run.set_up(run.method.stage(1, run.total))
         self.made = [*self.made[-1:], run]
         return run
 

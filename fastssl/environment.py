@@ -29,6 +29,8 @@ PACKAGES: dict[str, str] = {
     "open_clip_torch": "vision",
     "torchvision": "vision",
     "transformers": "text",
+    "pyarrow": "text",
+    "faiss-cpu": "faiss",
     "nvidia-dali-cuda120": "dali",
     "matplotlib": "report",
     "jinja2": "report",

@@ -28,12 +28,18 @@ def option(
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: str = option("glyph_clip", "network: glyph_clip, wrn-28-2, timm:NAME, open_clip:ARCH[/TAG], package.module:factory ...")
+    name: str = option(
+        "glyph_clip",
+        "network: glyph_clip, wrn-28-2, timm:NAME, open_clip:ARCH[/TAG], transformers:NAME_OR_FOLDER, package.module:factory ...",
+    )
     weights: str | None = option(None, "safetensors file, 'random', or nothing for the network's own weights")
     img_size: int | None = option(None, "side of the image that a timm vision transformer is built for, in pixels", least=1)
     patch_size: int | None = option(None, "side of a patch that a timm vision transformer is built with, in pixels", least=1)
     dropout: float = option(
         0.0, "probability that training drops a feature before the head", source="Noisy Student: 0.5", least=0, most=0.99
+    )
+    encoder_dropout: float | None = option(
+        None, "dropout within an encoder of transformers:NAME while it trains; the checkpoint's own if not said", least=0, most=0.9
     )
     drop_path: float = option(0.0, "share of the last block's branches that training drops, less before it (timm)", least=0, most=0.99)
     normalise: str = option(
@@ -79,7 +85,7 @@ class DataConfig:
     name: str = option(
         "digits",
         "digits (built in), a published set (cifar10, cifar100, svhn, stl10, fashion_mnist, food101, flowers102, eurosat, pcam), "
-        "or a folder of images",
+        "a folder of images, or a table of texts (.csv, .tsv, .parquet, .jsonl)",
     )
     root: str | None = option(None, "folder that holds the published sets; $FASTSSL_DATA, else fastssl/data in the user's cache")
     extra: bool = option(False, "svhn: the extra part too, unlabelled")
@@ -118,6 +124,11 @@ class DataConfig:
     foundation_labels: str | None = option(
         None, "CSV with columns id,label and perhaps confidence: a foundation model's labels of the set (fastssl pseudolabel writes one)"
     )
+    descriptions: str | None = option(
+        None,
+        "CSV with columns label,description, several rows a class allowed: what classes are called where a run on texts makes foundation "
+        "labels itself; their names if left out",
+    )
     foundation_noise: float = option(
         0.0, "share of the foundation labels that another class replaces, drawn by the seed, for experiments", least=0, most=1
     )
@@ -134,7 +145,20 @@ class DataConfig:
         choices=("bilinear", "bicubic"),
         source="FineSSL code: bilinear",
     )
-    policy: str = option("fixmatch", "strong view's policy by name")
+    policy: str = option("fixmatch", "strong view's policy by name: of images, or of texts (tfidf, uniform, span_mask, back_translation)")
+    text_column: str = option("text", "column of a table that holds the texts")
+    label_column: str = option("label", "column of a table that holds their labels; blank is unlabelled")
+    max_length: int | None = option(
+        None,
+        "tokens of a text that are read, special ones included; if not said, as many as hold 99 of 100 texts, and never more than the "
+        "encoder takes",
+        least=4,
+    )
+    lengths: int = option(3, "fixed lengths to which texts are padded at most: each is one captured step", least=1, most=8)
+    token_dropout: float = option(0.0, "share of words that a weak view of a text drops", least=0, most=0.9)
+    replace_rate: float = option(
+        0.3, "share of words that a strong view of a text replaces or masks", source="UDA code: 0.1 to 0.9 by data set", least=0, most=1
+    )
     max_bad: float = option(0.01, "share of undecodable images that ends the run")
     pipeline: str = option(
         "auto",

@@ -1,6 +1,6 @@
 """The words that data and methods share: Views, Batch, Split, FoundationLabels, DataSpec, Pipeline.
 
-N rows of a data set, B labelled and U unlabelled rows of a batch; an image is [C, H, W].
+N rows of a data set, B labelled and U unlabelled rows of a batch; an image is [C, H, W], a text [L] token ids with -1 beyond its end.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Views:
 class Batch(NamedTuple):
     """One step's inputs: fixed shapes, all on the run's device."""
 
-    labelled: tuple[Tensor, ...]  # one [B, ...] fp32 a view of Views.labelled, normalised
+    labelled: tuple[Tensor, ...]  # one [B, ...] a view of Views.labelled: normalised fp32 images, or int64 token ids
     label: Tensor  # [B] int64
     weight: Tensor  # [B] fp32, the label's weight (1 unless the split says otherwise)
     index: Tensor  # [B] int64, row of the data set
-    unlabelled: tuple[Tensor, ...]  # one [U, ...] fp32 a view of Views.unlabelled, normalised; () if none is asked for
+    unlabelled: tuple[Tensor, ...]  # one [U, ...] a view of Views.unlabelled, as above; () if none is asked for
     unlabelled_index: Tensor  # [U] int64, row of the data set
     hidden_label: Tensor  # [U] int64, -1 where unknown; for measuring pseudo-labels, never for training
     # Where Views.probe asks: [B, ...] fp32 view of the labelled rows, the operations [B, depth] int64 that made it and their levels
@@ -72,14 +72,15 @@ class DataSpec:
 
     name: str
     classes: tuple[str, ...]
-    shape: tuple[int, ...]  # [C, H, W] of one image as it reaches the network
+    shape: tuple[int, ...]  # [C, H, W] of one image as it reaches the network; (L,) of the longest text
     rows: int  # rows of the data set, train and test: the size of a per-sample bank
     unlabelled: int  # rows of the split's unlabelled part
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     keeps_label: frozenset[str] = field(default_factory=frozenset)  # operations that keep the label beyond the safe ones: "flip"
     labelled_counts: tuple[int, ...] = ()  # labelled rows of each class in the split
-    extra: int = 0  # of `rows`, those at the end that are more unlabelled images from elsewhere (extra.py)
+    extra: int = 0  # of `rows`, those at the end that are more unlabelled samples from elsewhere (extra.py)
+    kind: str = "image"  # or "text"
     foundation: FoundationLabels | None = field(default=None, compare=False)  # where the run was given such labels
 
     @property
@@ -90,7 +91,7 @@ class DataSpec:
 class Sweep(NamedTuple):
     """A piece of one ordered pass over a part of the data."""
 
-    inputs: Tensor  # [n, ...] fp32, the "plain" view unless another was asked for
+    inputs: Tensor  # [n, ...], the "plain" view unless another was asked for
     label: Tensor  # [n] int64, -1 where unknown
     index: Tensor  # [n] int64, row of the data set
 
@@ -101,10 +102,11 @@ class Pipeline(Protocol):
     spec: DataSpec
     split: Split
     capturable: bool  # whether `draw` may run inside a CUDA graph; where not, its batches have the same addresses each time
+    # A pipeline whose batches have a few shapes also has `form`, `forms`, `held` and `passed` (text_resident.py).
 
     def draw(self) -> Batch: ...
 
-    def sweep(self, part: str | np.ndarray, batch_size: int = 512, view: str = "plain") -> Iterator[Sweep]: ...
+    def sweep(self, part: str | np.ndarray, batch_size: int = 512, view: str = "plain", *, ordered: bool = True) -> Iterator[Sweep]: ...
 
     def use(self, split: Split) -> None: ...
 

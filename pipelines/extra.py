@@ -1,4 +1,4 @@
-"""More unlabelled images from elsewhere, as rows after a set's own: those of a folder, or those that a CSV names.
+"""More unlabelled images from elsewhere, as rows after a set's own: those of a folder, or those that a CSV names. (Texts: text_assembly.)
 
 They bear no label, belong to no test part, and are held as the set's own images are: decoded at the side at which those are held, or left
 in their files for a pipeline that streams. Ids are "extra:" and the path: below the folder, below the CSV's own folder, or whole where

@@ -14,7 +14,7 @@ import numpy as np
 
 from .batch import FoundationLabels, Split
 from .errors import ConfigError, DataError, unknown
-from .source import Source
+from .source import AnySource
 from .splits import _keys, _named
 from .table import Problems, Row, read_table, unguarded
 
@@ -22,7 +22,7 @@ COLUMNS = ("id", "label")
 Say = Callable[[str], None]
 
 
-def configured(data: Any, source: Source, split: Split, *, seed: int, warn: Say, note: Say) -> FoundationLabels | None:
+def configured(data: Any, source: AnySource, split: Split, *, seed: int, warn: Say, note: Say) -> FoundationLabels | None:
     """What the `data` section of a run's configuration asks for; None where it names no file.
 
     Args:
@@ -39,7 +39,7 @@ def configured(data: Any, source: Source, split: Split, *, seed: int, warn: Say,
 
 
 def read(
-    path: str | Path, source: Source, split: Split, *, noise: float = 0.0, seed: int = 0, warn: Say, note: Say | None = None
+    path: str | Path, source: AnySource, split: Split, *, noise: float = 0.0, seed: int = 0, warn: Say, note: Say | None = None
 ) -> FoundationLabels:
     """Reads a CSV with the columns id,label and perhaps confidence (`path` serves as `id`), as forgiving as `table.read_table`.
 
@@ -72,7 +72,9 @@ def read(
         raise DataError(f"{path} has labels for other ids: '{strangers[0]}' is one of its own, '{source.ids[0]}' is one of {source.name}")
     training = np.union1d(split.labelled, split.unlabelled)
     if not (label[training] >= 0).any():
-        raise DataError(f"{path} has no label for any of the {len(training)} training images of {source.name}; label some of them")
+        raise DataError(
+            f"{path} has no label for any of the {len(training)} training {source.samples} of {source.name}; label some of them"
+        )
     if strangers:
         warn(f"ids of {path.name} that are not in {source.name}: {_named(strangers, len(rows))}")
     if repeats:
@@ -81,7 +83,7 @@ def read(
     if noise:
         rest = np.setdiff1d(np.arange(len(source)), training)
         replaced = [_corrupt(label, part, noise, seed, source) for part in (training, rest)]
-        say(f"foundation labels: {replaced[0]} of the training images' were replaced by another class (noise {noise:g})")
+        say(f"foundation labels: {replaced[0]} of the training {source.samples}' were replaced by another class (noise {noise:g})")
     _tell(path.name, label, source, split, training, warn, say)
     return FoundationLabels(label, weight)
 
@@ -98,12 +100,12 @@ def _table(path: Path) -> tuple[list[Row], Problems]:
     return found
 
 
-def _matched(file: str, rows: list[Row], problems: Problems, source: Source) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
+def _matched(file: str, rows: list[Row], problems: Problems, source: AnySource) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
     """Lines against the set: label and weight of each of its rows, ids that it lacks, ids that come again; faults go to `problems`."""
     # Fields are read without the spaces around them, so names are looked up without them too.
     row_of = {name.strip(): row for row, name in enumerate(source.ids)}
     class_of = {name.strip(): c for c, name in enumerate(source.classes)}
-    lost = {name.strip() for name, _ in source.quarantine}  # of the set, but their images cannot be opened
+    lost = {name.strip() for name, _ in source.quarantine}  # of the set, but cannot be used
     label = np.full(len(source), -1, np.int64)
     weight = np.zeros(len(source), np.float32)
     seen: dict[str, tuple[str, int]] = {}
@@ -142,7 +144,7 @@ def _matched(file: str, rows: list[Row], problems: Problems, source: Source) -> 
     return label, weight, strangers, repeats
 
 
-def _corrupt(label: np.ndarray, rows: np.ndarray, noise: float, seed: int, source: Source) -> int:
+def _corrupt(label: np.ndarray, rows: np.ndarray, noise: float, seed: int, source: AnySource) -> int:
     """Replaces a share of the labels of `rows` in place, each by one of the other classes; returns how many."""
     rows = rows[label[rows] >= 0]
     names = [source.ids[r] for r in rows]
@@ -154,12 +156,12 @@ def _corrupt(label: np.ndarray, rows: np.ndarray, noise: float, seed: int, sourc
     return len(taken)
 
 
-def _tell(file: str, label: np.ndarray, source: Source, split: Split, training: np.ndarray, warn: Say, note: Say) -> None:
+def _tell(file: str, label: np.ndarray, source: AnySource, split: Split, training: np.ndarray, warn: Say, note: Say) -> None:
     """Coverage of the training rows and agreement with the split's own labels, and what is odd about them."""
     bare = training[label[training] < 0]
     if len(bare):
-        warn(f"training images without a foundation label in {file}: {_named([source.ids[r] for r in bare], len(training))}")
-    told = f"foundation labels: {file} labels {len(training) - len(bare)} of {len(training)} training images"
+        warn(f"training {source.samples} without a foundation label in {file}: {_named([source.ids[r] for r in bare], len(training))}")
+    told = f"foundation labels: {file} labels {len(training) - len(bare)} of {len(training)} training {source.samples}"
     there = label[split.labelled] >= 0
     both, right = int(there.sum()), int((label[split.labelled] == split.label).sum())
     if both:
@@ -171,9 +173,9 @@ def _tell(file: str, label: np.ndarray, source: Source, split: Split, training: 
     # Twice chance is all of it for two classes; three quarters is halfway there.
     if both and right / both < max(0.5, min(2 / classes, 0.75)):
         warn(
-            f"foundation labels of {file} agree with {right} of {both} labelled images ({100 * right / both:.1f} %, chance is "
+            f"foundation labels of {file} agree with {right} of {both} labelled {source.samples} ({100 * right / both:.1f} %, chance is "
             f"{100 / classes:.1f} %); look whether classes are mixed up"
         )
     never = sorted(set(range(classes)) - set(label[training].tolist()))
     if never:
-        warn(f"classes that {file} never names among the training images: {_named([source.classes[c] for c in never], classes)}")
+        warn(f"classes that {file} never names among the training {source.samples}: {_named([source.classes[c] for c in never], classes)}")

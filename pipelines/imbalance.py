@@ -75,9 +75,9 @@ class Imbalance:
                 mend = "add --set data.imbalance_unlabelled=G, 1 for as many of each class"
                 raise ConfigError(f"data.head_unlabelled {self.head_unlabelled} says nothing of the other classes; {mend}")
             mend = "add --set data.head_unlabelled=M"
-            raise ConfigError(f"data.imbalance_unlabelled {self.unlabelled:g} needs the unlabelled images of the largest class; {mend}")
+            raise ConfigError(f"data.imbalance_unlabelled {self.unlabelled:g} needs the unlabelled samples of the largest class; {mend}")
         if self.head_unlabelled is not None and self.head_unlabelled < 1:
-            raise ConfigError(f"data.head_unlabelled {self.head_unlabelled}: ask for at least one image")
+            raise ConfigError(f"data.head_unlabelled {self.head_unlabelled}: ask for at least one sample")
 
     def of_labelled(self, per_class: int, classes: tuple[str, ...]) -> np.ndarray:
         """[C] labels to take of each class. ConfigError where the tail would be left without."""
@@ -93,10 +93,10 @@ class Imbalance:
         if len(unknown):
             named = ", ".join(source.ids[r] for r in unknown[:_SHOWN]) + (", ..." if len(unknown) > _SHOWN else "")
             raise DataError(
-                f"data.imbalance_unlabelled picks unlabelled images by their class, and {len(unknown)} of {source.name} have none that "
+                f"data.imbalance_unlabelled picks unlabelled samples by their class, and {len(unknown)} of {source.name} have none that "
                 f"is known ({named}); leave out data.imbalance_unlabelled and data.head_unlabelled"
             )
-        wanted = _full(self.head_unlabelled, self.unlabelled, source.classes, "data.imbalance_unlabelled", "unlabelled images")
+        wanted = _full(self.head_unlabelled, self.unlabelled, source.classes, "data.imbalance_unlabelled", "unlabelled samples")
         have, taken = (np.bincount(source.label[rows], minlength=len(wanted)) for rows in (rest, labelled))
         short = np.flatnonzero(wanted > have)
         if len(short):
@@ -104,7 +104,7 @@ class Imbalance:
                 (source.classes[c], f"{taken[c]} labelled and {wanted[c]} unlabelled asked for, {taken[c] + have[c]} there") for c in short
             ]
             raise DataError(
-                f"{source.name} has too few training images for data.head_unlabelled {self.head_unlabelled} beside "
+                f"{source.name} has too few training samples for data.head_unlabelled {self.head_unlabelled} beside "
                 f"{taken.sum()} labelled ones; ask for fewer of either:",
                 problems,
             )

@@ -89,6 +89,8 @@ POLICIES = {
 
 def policy(name: str) -> Policy:
     """The policy of that name. Raises ConfigError naming the nearest ones."""
+    if name.split("+")[0] in ("tfidf", "uniform", "span_mask", "back_translation"):
+        raise ConfigError(f"policy '{name}' is for texts; those for images are {', '.join(POLICIES)}")
     if name not in POLICIES:
         raise ConfigError(unknown("policy", name, POLICIES))
     return POLICIES[name]

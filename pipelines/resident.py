@@ -270,11 +270,12 @@ class ResidentPipeline:
         hidden = self.known.index_select(0, unlabelled)
         return Batch(tuple(made[:first]), label, weight, index, tuple(made[first + views.probe :]), unlabelled, hidden, probe)
 
-    def sweep(self, part: str | np.ndarray, batch_size: int = 512, view: str = "plain") -> Iterator[Sweep]:
+    def sweep(self, part: str | np.ndarray, batch_size: int = 512, view: str = "plain", *, ordered: bool = True) -> Iterator[Sweep]:
         """One ordered pass over a part: "labelled", "unlabelled", "test", "train" (labelled and unlabelled rows, each once), or [n] rows.
 
         Random views are keyed by the sample, at visit 0: every sweep of a view sees the same images. Labels of labelled rows are the
-        split's; all others are the source's, for measuring alone, -1 where unknown.
+        split's; all others are the source's, for measuring alone, -1 where unknown. `ordered=False` allows any order; it makes no
+        difference here.
         """
         recipe(view)
         rows, label = swept(part, self.split, self.source.label)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
 from .choice import Choice
 from .file_source import ImageFiles
+from .text_source import TextSource
 
-EXTRA = "extra:"  # begins the ids of images from elsewhere
+EXTRA = "extra:"  # begins the ids of images or texts from elsewhere
 
 
 @dataclass
@@ -35,6 +37,9 @@ class Source:
         extra: rows at the end that are more unlabelled images from elsewhere (extra.py); their ids begin with EXTRA.
     """
 
+    sample: ClassVar[str] = "image"
+    samples: ClassVar[str] = "images"
+
     name: str
     classes: tuple[str, ...]
     ids: list[str]
@@ -59,3 +64,6 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+AnySource = Source | TextSource

@@ -10,14 +10,14 @@ import numpy as np
 
 from .batch import Split
 from .errors import DataError, unknown
-from .source import EXTRA, Source
+from .source import EXTRA, AnySource
 from .table import Problems, read_table, unguarded, write_table
 
 ROLES = ("labelled", "unlabelled", "test")
 COLUMNS = ("id", "role", "label", "weight")
 
 
-def _lines(source: Source, labelled, label, weight, unlabelled, test) -> list[tuple[str, str, str, str]]:
+def _lines(source: AnySource, labelled, label, weight, unlabelled, test) -> list[tuple[str, str, str, str]]:
     """Sorted (id, role, label, weight) lines. A labelled row that is also drawn unlabelled has a line of each role."""
     name = lambda c: source.classes[c] if c >= 0 else ""  # noqa: E731
     lines = [(source.ids[r], "labelled", name(c), f"{w:.9g}") for r, c, w in zip(labelled, label, weight, strict=True)]
@@ -26,7 +26,7 @@ def _lines(source: Source, labelled, label, weight, unlabelled, test) -> list[tu
     return sorted(lines)
 
 
-def split_hash(source: Source, labelled, label, weight, unlabelled, test) -> str:
+def split_hash(source: AnySource, labelled, label, weight, unlabelled, test) -> str:
     """Hexadecimal SHA-256 (the first 16 digits) of the sorted lines of a split: who has which role, label and weight."""
     digest = hashlib.sha256()
     for line in _lines(source, labelled, label, weight, unlabelled, test):
@@ -35,13 +35,13 @@ def split_hash(source: Source, labelled, label, weight, unlabelled, test) -> str
     return digest.hexdigest()[:16]
 
 
-def save(split: Split, source: Source, path: str | Path) -> None:
+def save(split: Split, source: AnySource, path: str | Path) -> None:
     """Writes a split as CSV: id, role (labelled, unlabelled, test), label (class name, blank where hidden), weight. Whole or not at all."""
     rows = _lines(source, split.labelled, split.label, split.weight, split.unlabelled, split.test)
     write_table(Path(path), COLUMNS, rows)
 
 
-def load(path: str | Path, source: Source) -> Split:
+def load(path: str | Path, source: AnySource) -> Split:
     """Reads a split against a source. Rows that the file does not name take no part; the fixed test part stays when it names no test.
 
     The label column is needed for labelled rows alone; a test row's label may be blank. Weights are 1 where blank.
@@ -60,7 +60,7 @@ def load(path: str | Path, source: Source) -> Split:
     def read(fields: dict[str, str], line: int) -> str | None:
         name, role = unguarded(fields["id"]), fields["role"].lower()
         if name not in row_of:
-            missing = f"'{name}' is not among the images of --extra-unlabelled; bring it back"
+            missing = f"'{name}' is not among the {source.samples} of --extra-unlabelled; bring it back"
             if not source.extra:
                 missing = f"'{name}' comes from elsewhere; give the --extra-unlabelled that this file was made with"
             return missing if name.startswith(EXTRA) else f"no row '{name}' in {source.name}"
@@ -73,7 +73,7 @@ def load(path: str | Path, source: Source) -> Split:
         if text and text not in class_of:
             return unknown("class", text, class_of)
         if role == "labelled" and row >= source.own:
-            return f"'{name}' is an extra image, and those are unlabelled only"
+            return f"'{name}' is an extra {source.sample}, and those are unlabelled only"
         if role == "labelled" and not text:
             return f"'{name}' is labelled and its label is blank"
         label = class_of.get(text, -1)
@@ -112,7 +112,7 @@ def load(path: str | Path, source: Source) -> Split:
     return Split(at, label, weight, unlabelled, test, split_hash(source, at, label, weight, unlabelled, test))
 
 
-def _overlaps(path: Path, source: Source, role_at: dict[tuple[int, str], int]) -> Problems:
+def _overlaps(path: Path, source: AnySource, role_at: dict[tuple[int, str], int]) -> Problems:
     return [
         (f"{path.name}:{line}", f"'{source.ids[row]}' is test here and {other} in line {role_at[row, other]}")
         for (row, role), line in role_at.items()

@@ -16,7 +16,7 @@ import numpy as np
 from .batch import Split
 from .errors import ConfigError, DataError, unknown
 from .imbalance import Imbalance
-from .source import Source
+from .source import AnySource
 from .split_file import load, save, split_hash
 
 SAMPLING = ("balanced", "uniform", "first")
@@ -32,7 +32,7 @@ def _keys(purpose: str, seed: int, names: list[str]) -> np.ndarray:
     return np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)
 
 
-def _smallest(rows: np.ndarray, count: int, purpose: str, seed: int, source: Source) -> np.ndarray:
+def _smallest(rows: np.ndarray, count: int, purpose: str, seed: int, source: AnySource) -> np.ndarray:
     keys = _keys(purpose, seed, [source.ids[r] for r in rows])
     return rows[np.argsort(keys, kind="stable")[:count]]
 
@@ -47,7 +47,7 @@ def _at_least_half(value: float) -> int:
 
 
 def _wanted(
-    source: Source, have: np.ndarray, per_class: int | None, fraction: float | None, total: int | None, seed: int | None
+    source: AnySource, have: np.ndarray, per_class: int | None, fraction: float | None, total: int | None, seed: int | None
 ) -> np.ndarray:
     """[C] labels to take of each class; `have` [C] counts the candidates. No seed: the first classes take the remainder of a total."""
     classes = len(source.classes)
@@ -72,7 +72,7 @@ def _wanted(
     return have
 
 
-def _per_class(source: Source, rows: np.ndarray, wanted: np.ndarray, purpose: str, seed: int | None) -> np.ndarray:
+def _per_class(source: AnySource, rows: np.ndarray, wanted: np.ndarray, purpose: str, seed: int | None) -> np.ndarray:
     """`wanted` rows of each class, sorted: those of the smallest keys, or the first ones where there is no seed."""
     of = [rows[source.label[rows] == c] for c in range(len(wanted))]
     if seed is None:
@@ -82,11 +82,12 @@ def _per_class(source: Source, rows: np.ndarray, wanted: np.ndarray, purpose: st
     return np.sort(np.concatenate(taken))
 
 
-def _check_enough(source: Source, have: np.ndarray, wanted: np.ndarray) -> None:
+def _check_enough(source: AnySource, have: np.ndarray, wanted: np.ndarray) -> None:
     empty = [source.classes[c] for c in np.flatnonzero(have == 0)]
     if empty:
         raise DataError(
-            f"classes of {source.name} without a labelled image: {_named(empty, len(source.classes))}; label some, or leave the class out"
+            f"classes of {source.name} without a labelled {source.sample}: {_named(empty, len(source.classes))}; label some, or leave the "
+            "class out"
         )
     short = np.flatnonzero(wanted > have)
     if len(short):
@@ -98,35 +99,38 @@ def _check_enough(source: Source, have: np.ndarray, wanted: np.ndarray) -> None:
         )
 
 
-def _held_out(source: Source, candidates: np.ndarray, share: float, seed: int) -> np.ndarray:
+def _held_out(source: AnySource, candidates: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Rows kept back as the test part: `share` of each class's labelled rows, at least one, leaving at least one."""
     have = np.bincount(source.label[candidates], minlength=len(source.classes))
     wanted = np.array([min(max(1, _at_least_half(share * n)), max(n - 1, 0)) for n in have])
     if not wanted.sum():
-        raise DataError(f"--holdout {share} finds no class of {source.name} with two labelled images; label more, or give --test")
+        raise DataError(f"--holdout {share} finds no class of {source.name} with two labelled {source.samples}; label more, or give --test")
     return _per_class(source, candidates, wanted, "holdout", seed)
 
 
-def _check_leaks(source: Source, labelled: np.ndarray, unlabelled: np.ndarray, test: np.ndarray, warn: Callable[[str], None]) -> None:
-    """Copies of test images: an error among the labelled (a warning where the parts are a benchmark's), a warning among the unlabelled."""
+def _check_leaks(source: AnySource, labelled: np.ndarray, unlabelled: np.ndarray, test: np.ndarray, warn: Callable[[str], None]) -> None:
+    """Copies of test samples: an error among the labelled (a warning where the parts are a benchmark's), a warning among the unlabelled."""
     tested = {int(source.content[r]): source.ids[r] for r in test}
     leaks = [
-        (source.ids[r], f"is a copy of test image {tested[int(source.content[r])]}") for r in labelled if int(source.content[r]) in tested
+        (source.ids[r], f"is a copy of test {source.sample} {tested[int(source.content[r])]}")
+        for r in labelled
+        if int(source.content[r]) in tested
     ]
     if leaks and not source.published:
-        raise DataError(f"labelled images of {source.name} that are also in its test part: {len(leaks)}; remove one of each pair:", leaks)
+        raise DataError(
+            f"labelled {source.samples} of {source.name} that are also in its test part: {len(leaks)}; remove one of each pair:", leaks
+        )
     if leaks:
         named = _named([name for name, _ in leaks], len(labelled))
-        warn(f"copies of test images among the labelled, as {source.name} was published: {named}; accuracy may flatter")
+        warn(f"copies of test {source.samples} among the labelled, as {source.name} was published: {named}; accuracy may flatter")
     copies = unlabelled[np.isin(source.content[unlabelled], source.content[test])]
     if len(copies):
-        warn(
-            f"copies of test images among the unlabelled: {_named([source.ids[r] for r in copies], len(unlabelled))}; accuracy may flatter"
-        )
+        named = _named([source.ids[r] for r in copies], len(unlabelled))
+        warn(f"copies of test {source.samples} among the unlabelled: {named}; accuracy may flatter")
 
 
 def make(
-    source: Source,
+    source: AnySource,
     *,
     per_class: int | None = None,
     fraction: float | None = None,
@@ -158,7 +162,7 @@ def make(
 
     Raises:
         ConfigError: two selectors at once, or a value out of range.
-        DataError: a class without a label, more labels than there are, a test image among the labelled, a split file that does not fit.
+        DataError: a class without a label, more labels than there are, a test sample among the labelled, a split file that does not fit.
     """
     warn = warn or source.warnings.append
     asked = {"--labels-per-class": per_class, "--label-fraction": fraction, "--labels-total": total, "--split": split_file}
@@ -189,7 +193,7 @@ def make(
         test[_held_out(source, candidates, holdout, seed)] = True
         out = ~test & np.isin(source.content, source.content[test])
         if out.any():
-            warn(f"copies of held-out images, left out of training: {int(out.sum())}")
+            warn(f"copies of held-out {source.samples}, left out of training: {int(out.sum())}")
     candidates = candidates[~(test | out)[candidates]]
     have = np.bincount(source.label[candidates], minlength=len(source.classes))
     key = None if sampling == "first" else seed
@@ -209,7 +213,7 @@ def make(
     unlabelled, tested = np.flatnonzero(~(test | out)), np.flatnonzero(test)
     if imbalance:
         unlabelled = np.setdiff1d(unlabelled, labelled)
-        if imbalance.head_unlabelled is not None:  # a profile of the set's own; images from elsewhere have no class
+        if imbalance.head_unlabelled is not None:  # a profile of the set's own; what comes from elsewhere has no class
             own, extra = unlabelled[unlabelled < source.own], unlabelled[unlabelled >= source.own]
             own = _per_class(source, own, imbalance.of_unlabelled(source, own, labelled), "label", key)
             unlabelled = np.concatenate([own, extra])
@@ -218,17 +222,17 @@ def make(
     return Split(labelled, label, weight, unlabelled, tested, split_hash(source, labelled, label, weight, unlabelled, tested))
 
 
-def with_extra(split: Split, source: Source, warn: Callable[[str], None]) -> Split:
-    """A split whose file names no image from elsewhere, with all of them among the unlabelled ones: the file was made without them."""
+def with_extra(split: Split, source: AnySource, warn: Callable[[str], None]) -> Split:
+    """A split whose file names no sample from elsewhere, with all of them among the unlabelled ones: the file was made without them."""
     if not source.extra or (split.unlabelled >= source.own).any():
         return split
-    warn(f"the split file names no extra image; all {source.extra} are taken as unlabelled")
+    warn(f"the split file names no extra {source.sample}; all {source.extra} are taken as unlabelled")
     unlabelled = np.concatenate([split.unlabelled, np.arange(source.own, len(source))])
     found = split_hash(source, split.labelled, split.label, split.weight, unlabelled, split.test)
     return Split(split.labelled, split.label, split.weight, unlabelled, split.test, found)
 
 
-def _warn_of_empty(source: Source, label: np.ndarray, warn: Callable[[str], None]) -> None:
+def _warn_of_empty(source: AnySource, label: np.ndarray, warn: Callable[[str], None]) -> None:
     empty = [name for c, name in enumerate(source.classes) if c not in set(label.tolist())]
     if empty:
         warn(f"classes without a label in this split: {_named(empty, len(source.classes))}")

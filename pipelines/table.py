@@ -24,14 +24,26 @@ class Row(NamedTuple):
     fields: dict[str, str]
 
 
-def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = (), *, others: bool = False) -> tuple[list[Row], Problems]:
-    """Reads a CSV with a header line.
+class Records(NamedTuple):
+    """A CSV file before anything is known of its columns.
 
-    A byte-order mark, CRLF, `,` `;` or tab as delimiter, quotes, blank lines and spaces around fields are fine; column names are
-    read in any case and order. Further columns are a fault, unless `others` lets them pass unread.
+    Attributes:
+        header: line of the column names; 0 where the file is empty. columns: the names in lower case, as many as a row has fields.
+        rows: (line, fields) of each record below it. problems: faults of records, which are not among the rows.
+    """
 
-    Returns:
-        (rows, problems), a problem being ("file.csv:12", sentence). A header that cannot be used gives no rows.
+    header: int
+    columns: list[str]
+    rows: list[tuple[int, list[str]]]
+    problems: Problems
+
+
+def read_records(path: Path, names: Sequence[str], *, delimiter: str | None = None, empty: bool = False) -> Records:
+    """Reads a CSV with a header line: a byte-order mark, CRLF, quotes, blank lines and spaces around fields are fine.
+
+    Args:
+        names: columns by which the delimiter is told: that of `,` `;` and tab which separates most of them. delimiter: this one.
+        empty: rows whose every field is blank are rows; they are passed over as blank lines are otherwise.
 
     Raises:
         DataError: the file cannot be read, or is not UTF-8 (every offending line is listed).
@@ -41,43 +53,67 @@ def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     text = _decoded(data, path)
-    lines = text.splitlines()
-    header = next((line for line in lines if line.strip()), "")
+    header = next((line for line in text.splitlines() if line.strip()), "")
     if not header:
-        return [], [(f"{path.name}:1", f"the file is empty; its first line must name the columns {', '.join(required)}")]
-    delimiter = max(",;\t", key=lambda mark: _names(header, mark, required))
-    rows: list[Row] = []
-    problems: Problems = []
-    columns: list[str] | None = None
+        return Records(0, [], [], [])
+    delimiter = delimiter or max(",;\t", key=lambda mark: _names(header, mark, names))
+    before = csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a long text is no fault
+    try:
+        return _parsed(text, delimiter, path.name, empty)
+    finally:
+        csv.field_size_limit(before)
+
+
+def _parsed(text: str, delimiter: str, name: str, empty: bool) -> Records:
+    header, columns, rows, problems = 0, [], [], []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     while True:
         line = reader.line_num + 1
         try:
             record = next(reader)
         except StopIteration:
-            return rows, problems
+            return Records(header, columns, rows, problems)
         except csv.Error as error:
             # Whatever follows an unbalanced quote cannot be told apart from the field it opens.
-            return rows, [*problems, (f"{path.name}:{line}", f"not a CSV record ({error}); check its quotes")]
+            problems.append((f"{name}:{line}", f"not a CSV record ({error}); check its quotes"))
+            return Records(header, columns, rows, problems)
         fields = [field.strip() for field in record]
-        if not any(fields):
+        if not any(fields) and not (empty and columns and len(fields) == len(columns)):
             continue
-        if columns is None:
-            columns = [field.lower() for field in fields]
-            problems += _header_problems(columns, required, [*optional, *columns] if others else optional, f"{path.name}:{line}")
-            if problems:
-                return [], problems
+        if not columns:
+            header, columns = line, [field.lower() for field in fields]
         elif len(fields) != len(columns):
             problems.append(
                 (
-                    f"{path.name}:{line}",
+                    f"{name}:{line}",
                     f"number of fields is {len(fields)}, the header has {len(columns)}; quote fields that hold the delimiter",
                 )
             )
         elif any("\0" in field for field in fields):
-            problems.append((f"{path.name}:{line}", "holds a NUL character"))
+            problems.append((f"{name}:{line}", "holds a NUL character"))
         else:
-            rows.append(Row(line, dict.fromkeys(optional, "") | dict(zip(columns, fields, strict=True))))
+            rows.append((line, fields))
+
+
+def read_table(path: Path, required: Sequence[str], optional: Sequence[str] = (), *, others: bool = False) -> tuple[list[Row], Problems]:
+    """Reads a CSV with known columns, in any case and order. Further columns are a fault, unless `others` lets them pass unread.
+
+    Returns:
+        (rows, problems), a problem being ("file.csv:12", sentence). A header that cannot be used gives no rows.
+
+    Raises:
+        DataError: as `read_records`.
+    """
+    found = read_records(path, required)
+    if not found.header:
+        if found.problems:
+            return [], found.problems
+        return [], [(f"{path.name}:1", f"the file is empty; its first line must name the columns {', '.join(required)}")]
+    problems = header_problems(found.columns, required, [*optional, *found.columns] if others else optional, f"{path.name}:{found.header}")
+    if problems:
+        return [], problems
+    rows = [Row(line, dict.fromkeys(optional, "") | dict(zip(found.columns, fields, strict=True))) for line, fields in found.rows]
+    return rows, found.problems
 
 
 def _names(header: str, delimiter: str, required: Sequence[str]) -> tuple[int, int]:
@@ -98,7 +134,8 @@ def _decoded(data: bytes, path: Path) -> str:
         raise DataError(f"{path} is not UTF-8 text; save it as UTF-8", problems) from None
 
 
-def _header_problems(columns: list[str], required: Sequence[str], optional: Sequence[str], place: str) -> Problems:
+def header_problems(columns: list[str], required: Sequence[str], optional: Sequence[str], place: str) -> Problems:
+    """Columns that are unknown, missing, or there twice."""
     known = [*required, *optional]
     problems = [(place, unknown("column", name, known)) for name in columns if name not in known]
     problems += [(place, f"column '{name}' is missing") for name in required if name not in columns]

@@ -43,6 +43,7 @@ DOORS = {
     "open_clip": ("fastssl.models",),
     "huggingface_hub": ("fastssl.models.hub",),
     "torchvision": ("fastssl.pipelines.torchvision_sets",),
+    "pyarrow": ("fastssl.pipelines.text_table",),
     "h5py": ("fastssl.pipelines.torchvision_sets",),
     "faiss": ("fastssl.methods.bricks",),
     "matplotlib": ("fastssl.engine.report", "fastssl.engine.grid_table", "fastssl.models"),

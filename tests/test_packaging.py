@@ -118,4 +118,4 @@ def test_doctor_knows_the_extras(root: Path) -> None:
         if extra in ("test", "all"):
             continue
         assert told[extra] == names - {"pytest"}, extra
-    assert project["optional-dependencies"]["all"] == ["fastssl[vision,text,dali,report,track]"]
+    assert project["optional-dependencies"]["all"] == ["fastssl[vision,text,dali,report,track,faiss]"]

@@ -1,4 +1,4 @@
-"""`fastssl data preview` draws a contact sheet of views; `fastssl data check` opens every image of a set and says what it found."""
+"""`fastssl data preview` draws a contact sheet of views; `fastssl data check` opens a whole set and says what it found."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..pipelines.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
-    from ..pipelines.source import Source  # wakes torch, which `fastssl --help` must not
+    from ..pipelines.source import AnySource, Source  # wakes torch, which `fastssl --help` must not
 
 ACTIONS = ("preview", "check")
 _CELL = 72  # pixels that a view takes on the sheet at least
@@ -22,13 +22,19 @@ _ROWS = 64
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", help="'preview' draws originals and views, 'check' opens every image and counts")
-    parser.add_argument("--data", default="digits", help="digits, a published set, or a folder of images")
+    parser.add_argument("what", help="'preview' draws originals and views, 'check' opens every image or text and counts")
+    parser.add_argument("--data", default="digits", help="digits, a published set, a folder of images, or a table of texts (.csv ...)")
     parser.add_argument("--root", help="folder that holds the published sets")
     parser.add_argument("--labels", help="labels.csv with columns path,label")
-    parser.add_argument("--test", help="test images: a folder with a sub-folder a class, or a CSV with columns path,label")
-    parser.add_argument("--extra-unlabelled", metavar="PLACE", help="more unlabelled images: a folder, or a CSV with a column path")
-    parser.add_argument("--max-bad", type=float, default=0.01, help="share of undecodable images that is an error")
+    parser.add_argument(
+        "--test", help="test images: a folder with a sub-folder a class, or a CSV with columns path,label; beside texts a table"
+    )
+    parser.add_argument(
+        "--extra-unlabelled", metavar="PLACE", help="more unlabelled images: a folder, or a CSV with a column path; beside texts a table"
+    )
+    parser.add_argument("--text-column", help="column of a table that holds the texts; text if left out")
+    parser.add_argument("--label-column", help="column of a table that holds their labels; label if left out")
+    parser.add_argument("--max-bad", type=float, default=0.01, help="share of undecodable images, or of empty texts, that is an error")
     parser.add_argument("--size", type=int, help="side of the views in pixels; the data's own if left out")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     preview = parser.add_argument_group("preview")
@@ -50,17 +56,24 @@ def run(args: argparse.Namespace) -> int:
         if given or args.overwrite:
             flags = ", ".join(f"--{flag}" for flag in [*given, *["overwrite"] * args.overwrite])
             raise ConfigError(f"data check draws nothing; leave out {flags}")
-        report = checked(_loaded(args, args.size))
-        print(json.dumps(report) if args.json else "\n".join(lines(report)))
+        source = _loaded(args, args.size)
+        report = checked(source)
+        print(json.dumps(report) if args.json else "\n".join(lines(report, source.sample, source.samples)))
         return 0
     return preview(args)
 
 
-def _loaded(args: argparse.Namespace, size: int | None, interpolation: str = "bicubic") -> Source:
+def _loaded(args: argparse.Namespace, size: int | None, interpolation: str = "bicubic") -> AnySource:
     from ..pipelines import sources
 
+    text = args.data not in sources.NAMES and sources.is_table(args.data)
+    columns = {name: value for name in ("text_column", "label_column") if (value := getattr(args, name)) is not None}
+    if columns and not text:
+        raise ConfigError(
+            f"--{next(iter(columns)).replace('_', '-')} names a column of a table of texts, and {args.data} is none; leave it out"
+        )
     # A folder's files stay where they are: a sheet needs a few of them, and a count none.
-    pipeline = "resident" if args.data in sources.NAMES else "dali"
+    pipeline = "resident" if text or args.data in sources.NAMES else "dali"
     return sources.load(
         args.data,
         size=size,
@@ -72,44 +85,75 @@ def _loaded(args: argparse.Namespace, size: int | None, interpolation: str = "bi
         interpolation=interpolation,
         enlarge=False,
         pipeline=pipeline,
+        **columns,
     )
 
 
-def checked(source: Source) -> dict[str, Any]:
+def checked(source: AnySource) -> dict[str, Any]:
     """What a set holds, as plain values."""
     known = source.label >= 0
     classes = []
     for number, name in enumerate(source.classes):
         own = source.label == number
-        counts = {"images": own.sum(), "labelled": (own & source.given & ~source.test).sum(), "test": (own & source.test).sum()}
+        counts = {source.samples: own.sum(), "labelled": (own & source.given & ~source.test).sum(), "test": (own & source.test).sum()}
         classes.append({"name": name, **{key: int(value) for key, value in counts.items()}})
+    texts = source.samples == "texts"
+    told = _characters(source) if texts else {"pixels": int(source.images.shape[3])}
     return {
         "data": source.name,
-        "images": len(source),
-        "pixels": int(source.images.shape[3]),
+        source.samples: len(source),
+        **told,
         "unknown": int((~known).sum()) - source.extra,
         "extra": source.extra,
-        "mirroring_keeps_labels": source.flip,
+        **({} if texts else {"mirroring_keeps_labels": source.flip}),
         "classes": classes,
-        "undecodable": [{"image": name, "reason": reason} for name, reason in source.quarantine],
+        "unusable" if texts else "undecodable": [{source.sample: name, "reason": reason} for name, reason in source.quarantine],
         "warnings": list(source.warnings),
     }
 
 
-def lines(report: dict[str, Any]) -> list[str]:
+def _characters(source: AnySource) -> dict[str, Any]:
+    """Lengths of texts, other wordings of them, and copies: rows that are not the first of their content."""
+    import numpy as np
+
+    lengths = np.array([len(text) for text in source.texts])
+    marks = dict(zip(("least", "median", "p99", "most"), np.percentile(lengths, (0, 50, 99, 100), method="nearest").tolist(), strict=True))
+    train = source.content[~source.test]
+    return {
+        "characters": {key: int(value) for key, value in marks.items()},
+        "wordings": [sum(map(bool, other)) for other in source.augmented],
+        "copies": {
+            "training": len(train) - len(np.unique(train)),
+            "labelled_in_test": int(np.isin(source.content[source.given], source.content[source.test]).sum()),
+            "unlabelled_in_test": int(np.isin(source.content[~source.given & ~source.test], source.content[source.test]).sum()),
+        },
+    }
+
+
+def lines(report: dict[str, Any], sample: str = "image", samples: str = "images") -> list[str]:
     """The report of `checked` for people."""
-    flips = "mirroring keeps labels" if report["mirroring_keeps_labels"] else "mirroring changes labels"
-    said = [f"{report['data']}: {report['images']} images of {report['pixels']} pixels in {len(report['classes'])} classes; {flips}"]
+    classes = f"in {len(report['classes'])} classes"
+    if sample == "text":
+        least, median, most, longest = (report["characters"][key] for key in ("least", "median", "p99", "most"))
+        lengths = f"{least} to {longest} characters, median {median}, 99 of 100 at most {most}"
+        said = [f"{report['data']}: {report['texts']} texts {classes}; {lengths}"]
+    else:
+        flips = "mirroring keeps labels" if report["mirroring_keeps_labels"] else "mirroring changes labels"
+        said = [f"{report['data']}: {report['images']} images of {report['pixels']} pixels {classes}; {flips}"]
     width = max(len(entry["name"]) for entry in report["classes"])
-    said += [
-        f"  {entry['name']:<{width}}  {entry['images']} images, {entry['labelled']} with a label for training, {entry['test']} for testing"
-        for entry in report["classes"]
-    ]
+    for entry in report["classes"]:
+        counts = f"{entry[samples]} {samples}, {entry['labelled']} with a label for training, {entry['test']} for testing"
+        said.append(f"  {entry['name']:<{width}}  {counts}")
     if report["unknown"]:
         said.append(f"  without a known label: {report['unknown']}")
     if report["extra"]:
         said.append(f"  extra, from elsewhere and unlabelled: {report['extra']}")
-    said += [f"cannot be decoded: {entry['image']}: {entry['reason']}" for entry in report["undecodable"]]
+    said += [f"  text_aug_{number}: {count} other wordings" for number, count in enumerate(report.get("wordings", ()))]
+    if any(report.get("copies", {}).values()):
+        training, labelled, unlabelled = (report["copies"][key] for key in ("training", "labelled_in_test", "unlabelled_in_test"))
+        said.append(f"  copies: {training} within training; of test texts {labelled} labelled and {unlabelled} unlabelled")
+    unusable = "cannot be used" if sample == "text" else "cannot be decoded"
+    said += [f"{unusable}: {entry[sample]}: {entry['reason']}" for entry in report.get("undecodable", report.get("unusable"))]
     return said + [f"warning: {text}" for text in report["warnings"]]
 
 
@@ -119,9 +163,11 @@ def preview(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: an unknown name, a number out of range, or a file that is there or cannot be written.
     """
-    from ..pipelines import views
+    from ..pipelines import sources, views
     from ..pipelines.policies import policy as policy_named
 
+    if args.data not in sources.NAMES and sources.is_table(args.data):
+        raise ConfigError(f"data preview draws images, and {args.data} holds texts; fastssl data check counts them")
     names = [name.strip() for name in (args.views or "weak,strong").split(",")]
     for name in names:
         views.recipe(name)

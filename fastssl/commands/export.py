@@ -8,9 +8,13 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..pipelines.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..config import RunConfig
+    from ..engine.inference import Trained
 
 NETWORKS = ("judged", "raw", "ema")
 
@@ -37,17 +41,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..models import exported
+    from ..models import exported, exported_text
 
     out = Path(args.out)
     check(out, exported.places(out), overwrite=args.overwrite)
     from .. import __version__
     from ..engine.inference import load_trained
+    from ..engine.own_labels import with_own_labels
     from .train import refuse_row_judges, saved_config
 
     folder = Path(args.run)
     config = saved_config(folder)
-    refuse_row_judges(config)
+    refuse_row_judges(with_own_labels(config, folder))
     trained = load_trained(folder, config)
     for text in trained.complaints:
         print(f"warning: {text}", file=sys.stderr)
@@ -55,7 +60,10 @@ def run(args: argparse.Namespace) -> int:
     if kind not in trained.networks:
         raise ConfigError(f"{folder} keeps no averaged network; take --network raw, or train with --ema")
     merged = True if args.merged else False if args.kept else None
-    packed = exported.pack(trained.networks[kind], config.model, trained.size, out, merged=merged)
+    if trained.text is None:
+        packed = exported.pack(trained.networks[kind], config.model, trained.size, out, merged=merged)
+    else:
+        packed = exported_text.pack(trained.networks[kind], config.model, trained.text, trained.longest, out, merged=merged)
     if packed.note:
         print(f"note: {packed.note}", file=sys.stderr)
     about = {
@@ -64,13 +72,7 @@ def run(args: argparse.Namespace) -> int:
         "files": [path.name for path in packed.files],
         "name": config.model.name,
         "classes": list(trained.classes),
-        "input": {
-            "size": trained.size,
-            "mean": list(trained.mean),
-            "std": list(trained.std),
-            "interpolation": config.data.interpolation or "bicubic",
-            "how": "RGB, the centre square, resized to size, scaled to [0, 1], then (x - mean) / std",
-        },
+        "input": read_by(trained, config),
         **packed.about,
         "network": kind,
         "method": config.method_name,
@@ -89,6 +91,20 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print("\n".join(lines(about, packed.files, description)))
     return 0
+
+
+def read_by(trained: Trained, config: RunConfig) -> dict[str, Any]:
+    """What the network reads."""
+    if trained.text is not None:
+        how = "token ids of the tokenizer, special ones included, cut at `tokens`; -1 beyond a text's end where fastssl reads them"
+        return {"size": None, "tokens": trained.longest, "tokenizer": trained.text.tokenizer, "how": how}
+    return {
+        "size": trained.size,
+        "mean": list(trained.mean),
+        "std": list(trained.std),
+        "interpolation": config.data.interpolation or "bicubic",
+        "how": "RGB, the centre square, resized to size, scaled to [0, 1], then (x - mean) / std",
+    }
 
 
 def check(out: Path, places: tuple[Path, ...], *, overwrite: bool) -> None:
@@ -115,6 +131,7 @@ def command(args: argparse.Namespace) -> str:
 def lines(about: dict[str, Any], files: dict[Path, Any], description: Path) -> list[str]:
     """What was written, in words."""
     network, *head = files
+    samples = "texts" if "tokens" in about["input"] else "images"
     inside = (
         "classifier included" if not head and about["layout"] == "timm" else "the encoder alone" if head else "adapters and head included"
     )
@@ -124,5 +141,7 @@ def lines(about: dict[str, Any], files: dict[Path, Any], description: Path) -> l
         said.append(f"{head[0]}: the {about['head']} head, apart, because {why}")
     said.append(f"{description}: classes, input, and the Python that loads it")
     if "largest_difference" in about:
-        said.append(f"loaded strictly, and tried on two random images: logits differ by {about['largest_difference']:.1e} of the largest")
+        said.append(
+            f"loaded strictly, and tried on two random {samples}: logits differ by {about['largest_difference']:.1e} of the largest"
+        )
     return said

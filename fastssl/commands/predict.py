@@ -1,4 +1,4 @@
-"""`fastssl predict RUN PATHS --out predictions.csv`: path, label, confidence and one column a class, in input order."""
+"""`fastssl predict RUN PATHS --out predictions.csv`: path (of texts: id), label, confidence and one column a class, in input order."""
 
 from __future__ import annotations
 
@@ -7,18 +7,30 @@ import csv
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import predict_texts
+from .eval import add_columns
+
 if TYPE_CHECKING:
     from ..config import RunConfig
+    from ..engine.inference import Trained
 
 CHUNK = 512  # images decoded at a time, so that memory stays bounded whatever the number of files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory that train made")
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="images, or folders of them (read in sorted order)")
+    parser.add_argument(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="images, or folders of them (read in sorted order); for a run on texts tables "
+        "(.csv, .tsv, .parquet, .jsonl), .txt files with a text a line, or - for standard input",
+    )
+    add_columns(parser, labels=False)
     parser.add_argument("--out", metavar="CSV", help="file to write; standard output if left out")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that --out names")
     parser.add_argument("--json", action="store_true", help="end stdout with one JSON object of the counts (needs --out)")
@@ -37,24 +49,65 @@ def run(args: argparse.Namespace) -> int:
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"{out.parent} is no folder; make it, or give another --out")
     from ..engine.inference import load_trained
+    from ..engine.own_labels import with_own_labels
     from .train import refuse_row_judges, saved_config
 
     folder = Path(args.run)
     config = saved_config(folder)
-    refuse_row_judges(config)
+    refuse_row_judges(with_own_labels(config, folder))
     trained = load_trained(folder, config)
     for text in trained.complaints:
         print(f"warning: {text}", file=sys.stderr)
+    count, empty = (texts if trained.text is not None else images)(args, out, trained, config)
+    if args.json:
+        lost = "undecodable" if trained.text is None else "empty"
+        print(json.dumps({"run_dir": str(folder), "out": str(out), trained.samples: count, lost: empty}))
+    if empty == count:
+        raise DataError(f"none of the {count} images can be decoded")
+    return 0
+
+
+def images(args: argparse.Namespace, out: Path | None, trained: Trained, config: RunConfig) -> tuple[int, int]:
+    """Writes the rows of images; how many there are, and how many of them cannot be decoded."""
+    from ..pipelines.errors import ConfigError
+
+    predict_texts.refuse_texts(args.paths, args.run)
+    if args.text_column:
+        raise ConfigError(f"--text-column goes with a table of texts, and {args.run} reads images; leave it out")
     files = expand(args.paths)
-    header = ["path", "label", "confidence", *trained.classes]
-    target = out.with_name(f".{out.name}.{os.getpid()}") if out else None
     bad: list[tuple[str, str]] = []
+    rows = (row for start in range(0, len(files), CHUNK) for row in predict_rows(files[start : start + CHUNK], trained, config, bad))
+    write(out, ["path", "label", "confidence", *trained.classes], rows)
+    for path, reason in bad[:20]:
+        print(f"warning: {path}: {reason}; its row is empty", file=sys.stderr)
+    if bad:
+        print(f"warning: {len(bad)} of {len(files)} images cannot be decoded", file=sys.stderr)
+    return len(files), len(bad)
+
+
+def texts(args: argparse.Namespace, out: Path | None, trained: Trained, config: RunConfig) -> tuple[int, int]:
+    """Writes the rows of texts; how many there are, and how many of them are empty."""
+    from ..pipelines.table import guarded
+
+    given = predict_texts.read(args.paths, args.text_column or config.data.text_column, args.run)
+    header = ["id", "label", "confidence", *(guarded(name) for name in trained.classes)]
+    write(out, header, predict_texts.rows(given, trained, config.train.amp))
+    bad = [name for name, text in zip(given.ids, given.texts, strict=True) if not text]
+    for name in bad[:20]:
+        print(f"warning: {name}: the text is empty; so is its row", file=sys.stderr)
+    if bad:
+        print(f"warning: {len(bad)} of {len(given.ids)} texts are empty", file=sys.stderr)
+    return len(given.ids), len(bad)
+
+
+def write(out: Path | None, header: list[str], rows: Iterable[list[str]]) -> None:
+    """Writes a CSV as its rows come, whole or not at all; to standard output where no file is named."""
+    target = out.with_name(f".{out.name}.{os.getpid()}") if out else None
     stream = open(target, "w", newline="", encoding="utf-8") if target else sys.stdout  # noqa: SIM115 - closed below, stdout is not
     try:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
-        for start in range(0, len(files), CHUNK):
-            writer.writerows(predict_rows(files[start : start + CHUNK], trained, config, bad))
+        writer.writerows(rows)
     except BaseException:
         if target:
             stream.close()
@@ -63,15 +116,6 @@ def run(args: argparse.Namespace) -> int:
     if target:
         stream.close()
         os.replace(target, out)
-    for path, reason in bad[:20]:
-        print(f"warning: {path}: {reason}; its row is empty", file=sys.stderr)
-    if bad:
-        print(f"warning: {len(bad)} of {len(files)} images cannot be decoded", file=sys.stderr)
-    if args.json:
-        print(json.dumps({"run_dir": str(folder), "out": str(out), "images": len(files), "undecodable": len(bad)}))
-    if len(bad) == len(files):
-        raise DataError(f"none of the {len(files)} images can be decoded")
-    return 0
 
 
 def expand(paths: list[str]) -> list[Path]:

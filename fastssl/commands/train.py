@@ -137,6 +137,9 @@ def configure(args: argparse.Namespace) -> RunConfig:
     model = config.model
     if model.weights not in (None, "random") and os.path.exists(model.weights):
         model = dataclasses.replace(model, weights=os.path.abspath(model.weights))
+    family, _, place = model.name.partition(":")
+    if family == "transformers" and os.path.isdir(os.path.expanduser(place)):
+        model = dataclasses.replace(model, name=f"transformers:{os.path.abspath(os.path.expanduser(place))}")
     method = config.method
     if getattr(method, "teacher", ""):  # a run directory
         method = dataclasses.replace(method, teacher=os.path.abspath(method.teacher))
@@ -148,7 +151,7 @@ def whole_paths(data: DataConfig) -> DataConfig:
     from ..pipelines.set_facts import root_of
     from ..pipelines.sources import NAMES, SETS
 
-    files = ("labels", "test", "split", "foundation_labels", "extra_unlabelled")
+    files = ("labels", "test", "split", "foundation_labels", "descriptions", "extra_unlabelled")
     kept = {key: os.path.abspath(value) for key in files if (value := getattr(data, key)) is not None}
     if data.name in SETS:
         kept["root"] = str(root_of(data.root))
@@ -182,7 +185,7 @@ def refuse_row_judges(config: RunConfig) -> None:
 
     if ":" not in config.method_name and config.data.foundation_labels and methods.find(config.method_name).judges_rows:
         raise ConfigError(
-            f"{config.method_name} judges a sample by its image and its foundation label, and its network alone knows the image only; "
+            f"{config.method_name} judges a sample by its foundation label too, and its network alone knows the sample only; "
             "its accuracy is in the run's metrics.jsonl"
         )
 

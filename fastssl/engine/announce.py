@@ -16,7 +16,7 @@ def announce(run: Any) -> None:
     c, split = run.config, run.parts.split
     run.reporter.say(
         f"{c.method_name} on {c.data.name}: {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled, "
-        f"{len(split.test)} test images, {len(run.parts.source.classes)} classes"
+        f"{len(split.test)} test {run.parts.source.samples}, {len(run.parts.source.classes)} classes"
     )
     run.reporter.say(f"{c.model.name}, {trained(run)}, {run.parts.device}, amp {c.train.amp}, {torch.get_num_threads()} threads")
     for note in run.parts.notes:

@@ -17,13 +17,15 @@ from ..kernels import _dispatch
 from ..methods import find
 from ..methods.base import Method
 from ..models import fp8
-from ..pipelines import choice, sources, splits
+from ..pipelines import choice, sources, splits, text_table
 from ..pipelines.batch import Split, Views
 from ..pipelines.errors import ConfigError, DataError, SetupError
 from ..pipelines.imbalance import Imbalance
 from ..pipelines.resident import ResidentPipeline
 from ..pipelines.source import Source
-from . import given, teacher
+from ..pipelines.text_resident import TextPipeline
+from ..pipelines.text_source import TextSource
+from . import given, own_labels, teacher, texts
 from .update import layer_scales
 
 SOFT_ORIGINS = ("default", "preset")  # layers that give way to what the data allow; a user's own words do not
@@ -35,12 +37,13 @@ class Parts:
 
     config: RunConfig
     device: torch.device
-    source: Source
+    source: Source | TextSource
     split: Split
-    pipeline: ResidentPipeline  # or the one that streams, which is of its kind
+    pipeline: ResidentPipeline | TextPipeline  # or the one that streams images, which is of the first kind
     method: Method
     notes: list[str]  # what was decided, for the log
     warnings: list[str]  # what may not be as the user thinks
+    own_labels: own_labels.Lines = ()  # foundation labels that the run made itself
 
 
 def assemble(
@@ -48,6 +51,7 @@ def assemble(
     *,
     split: Split | None = None,
     encoder: nn.Module | None = None,
+    source: TextSource | None = None,
     restored: bool = False,
     quiet: bool = False,
 ) -> Parts:
@@ -57,6 +61,7 @@ def assemble(
         config: of the run.
         split: who is labelled; drawn as the configuration says if None.
         encoder: the user's own network (fastssl/models/user.py), in place of the one that `model.name` names; it is trained itself.
+        source: a table in memory (pipelines/text_table.py), in place of the data that `data.name` names.
         restored: every weight is about to come from a checkpoint, so no file and no hub is asked for any.
         quiet: no bar on stderr while image files are opened.
 
@@ -78,25 +83,31 @@ def assemble(
     if wanted.size is not None and data.size not in (None, wanted.size):
         notes.append(f"images of {wanted.size} pixels, as {config.model.name} wants them")
         data = dataclasses.replace(data, size=wanted.size)
-    data = dataclasses.replace(data, interpolation=data.interpolation or wanted.interpolation)
+    is_table = source is not None or text_table.is_table(data.name)
+    texts.check(config, wanted, is_table)
+    if not is_table:
+        data = dataclasses.replace(data, interpolation=data.interpolation or wanted.interpolation)
     config = dataclasses.replace(config, data=data)
     if data.name not in sources.NAMES:
         choice.demand(data.pipeline)
-    with indexing(quiet) as progress:
-        # Smaller images stay small in memory: the pipeline enlarges each batch.
-        source = sources.configured(data, size=wanted.size, enlarge=False, room=room(device), progress=progress)
+    if source is None:
+        with indexing(quiet) as progress:
+            # Smaller images stay small in memory: the pipeline enlarges each batch.
+            source = sources.configured(data, size=wanted.size, enlarge=False, room=room(device), progress=progress)
     # The choice is kept with the run: a resume on a machine with other memory must read the same pixels.
     data = dataclasses.replace(data, pipeline=source.choice.name)
     config = dataclasses.replace(config, data=data)
+    config = texts.fitted(config, source) if is_table else config
     notes.append(f"pipeline: {source.choice.name} ({source.choice.reason})")
     if source.extra:
-        notes.append(f"extra images, unlabelled: {source.extra:,} of {data.extra_unlabelled}")
-    size = wanted.size or data.size or source.images.shape[-1]
+        notes.append(f"extra {source.samples}, unlabelled: {source.extra:,} of {data.extra_unlabelled}")
+    size = None if is_table else wanted.size or data.size or source.images.shape[-1]
     if wanted.mean is not None and config.model.normalise == "network":
         source = dataclasses.replace(source, mean=wanted.mean, std=wanted.std)
     warnings = []
     if source.quarantine:
-        warnings.append(f"{len(source.quarantine)} images cannot be decoded and are left out (quarantine.csv lists them)")
+        lost = "are empty" if is_table else "cannot be decoded"
+        warnings.append(f"{len(source.quarantine)} {source.samples} {lost} and are left out (quarantine.csv lists them)")
     if split is None:
         split = draw_split(config, source, restored=restored)
     warnings += source.warnings
@@ -123,28 +134,35 @@ def assemble(
         method_config = config.method
         views = method_class.asks(method_config)
         if views.unlabelled and len(split.unlabelled) == 0:
-            raise DataError(f"{config.method_name} needs unlabelled images and {data.name} has none; use --method supervised")
-        config = fit_batches(config, split, bool(views.unlabelled), notes)
+            raise DataError(f"{config.method_name} needs unlabelled {source.samples} and {data.name} has none; use --method supervised")
+        config = fit_batches(config, split, bool(views.unlabelled), notes, source.samples)
         train = config.train
-        pipeline = make_pipeline(config, source, split, views, device, size)
-        spec = given.spec_of(pipeline.spec, method_class, config, source, split, notes.append, warnings.append)
+        if is_table:
+            with indexing(quiet, "reading texts") as progress:
+                pipeline = texts.pipeline(config, source, split, views, device, wanted, note=notes.append, progress=progress)
+            with indexing(quiet, "labelling texts") as progress:
+                lines = own_labels.make(config, method_class, pipeline, split, warn=warnings.append, note=notes.append, progress=progress)
+        else:
+            pipeline, lines = make_pipeline(config, source, split, views, device, size), []
+        spec = given.spec_of(pipeline.spec, method_class, config, source, split, notes.append, warnings.append, lines)
         folder = method_class.teacher_run(method_config)
         method = method_class(
             method_config,
             network,
             spec,
-            **({} if folder is None else {"teacher": teacher.load(folder, spec)}),
+            **({} if folder is None else {"teacher": teacher.load(folder, spec, wanted.text)}),
             unlabelled_batch=train.batch_size * train.ratio if views.unlabelled else 0,
             ema=train.ema,
             weak_pass=weak_pass,
         )
         notes.append(given.check_banks(method, device))
         method = method.to(device)
-        pipeline.augmenter.rates = method.learned_augmentation() or pipeline.augmenter.rates
+        if not is_table:
+            pipeline.augmenter.rates = method.learned_augmentation() or pipeline.augmenter.rates
         fp8.apply(method.network, config.model, train, device)
         layer_scales(method, train.layer_decay)  # a network without layers is refused before a run directory is made
     notes.append(f"weak pass: {method.weak_pass} ({'network with' if network.has_batchnorm else 'no'} batch-norm)" if views.no_grad else "")
-    return Parts(config, device, source, split, pipeline, method, [n for n in notes if n], warnings)
+    return Parts(config, device, source, split, pipeline, method, [n for n in notes if n], warnings, lines)
 
 
 def make_pipeline(config: RunConfig, source: Source, split: Split, views: Views, device: torch.device, size: int) -> ResidentPipeline:
@@ -175,7 +193,7 @@ def room(device: torch.device) -> choice.Room:
 
 
 @contextlib.contextmanager
-def indexing(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+def indexing(quiet: bool, what: str = "reading images") -> Iterator[Callable[[int, int], None] | None]:
     """What files are counted by while they are opened: a bar where stderr is a terminal, nothing elsewhere."""
     if quiet or not sys.stderr.isatty():
         yield None
@@ -183,7 +201,7 @@ def indexing(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("reading images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -209,7 +227,7 @@ def draw_split(config: RunConfig, source: Source, *, restored: bool = False) -> 
     )
 
 
-def fit_batches(config: RunConfig, split: Split, unlabelled: bool, notes: list[str]) -> RunConfig:
+def fit_batches(config: RunConfig, split: Split, unlabelled: bool, notes: list[str], samples: str = "images") -> RunConfig:
     """Fits batch size and ratio to a set smaller than a batch, unless the user asked for them: then rows repeat.
 
     A batch shrinks to the labelled images there are, while as many unlabelled images a step are kept as the set can give.
@@ -232,9 +250,11 @@ def fit_batches(config: RunConfig, split: Split, unlabelled: bool, notes: list[s
         more = f" and {batch * ratio} unlabelled" if unlabelled else ""
         raised = train.min_labelled and batch == train.min_labelled
         why = f"at least {batch} labelled (train.min_labelled)" if raised else f"fitted to the {len(split.labelled)} labels"
-        notes.append(f"{batch} labelled{more} images a step, {why}")
+        notes.append(f"{batch} labelled{more} {samples} a step, {why}")
     if batch % train.accumulate:
-        raise ConfigError(f"train.accumulate {train.accumulate} does not divide the batch of {batch} labelled images; give a divisor of it")
+        raise ConfigError(
+            f"train.accumulate {train.accumulate} does not divide the batch of {batch} labelled {samples}; give a divisor of it"
+        )
     return dataclasses.replace(config, train=dataclasses.replace(train, batch_size=batch, ratio=ratio))
 
 

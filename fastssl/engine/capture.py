@@ -7,16 +7,23 @@ from typing import Any
 
 import torch
 
+from .putback import put_back
+
 WARM_UPS = 3  # torch's own advice: allocators, cuBLAS workspaces and autotuners are done by then
 
 
 class CudaRecorder:
     """Warms up and records on a stream of its own, as handles and workspaces belong to a stream."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, like: CudaRecorder | None = None):
         self.device = device
-        self.stream = torch.cuda.Stream(device)
+        self.stream = torch.cuda.Stream(device) if like is None else like.stream
         self.graph = torch.cuda.CUDAGraph()
+        self.pool = None if like is None else like.graph.pool()
+
+    def another(self) -> CudaRecorder:
+        """A recorder of another form of the same step: as one step runs at a time, their graphs share one pool of memory."""
+        return CudaRecorder(self.device, self)
 
     def warm_up(self, run: Callable[[], Any]) -> None:
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -28,7 +35,7 @@ class CudaRecorder:
 
     def record(self, run: Callable[[], Any]) -> None:
         # Other threads may use the device meanwhile (a pipeline's own): only what this one does is held against the capture.
-        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             run()
 
     def replay(self) -> None:
@@ -39,7 +46,8 @@ class Captured:
     """Runs a Step by a recording of it.
 
     Where the pipeline can be captured its draw is in the graph. Where it cannot (DALI runs threads and streams of its own) a call draws
-    first, into buffers whose addresses never change, and the graph is the rest.
+    first, into buffers whose addresses never change, and the graph is the rest. Where its draws have a few forms (texts of several
+    lengths) there is a recording of each; a form that comes up later, with another split, is recorded then.
 
     Args:
         step: the Step, warmed up and recorded here; the caller puts its state back afterwards (`putback.put_back`).
@@ -53,6 +61,11 @@ class Captured:
         self.step = step
         self.recorder = recorder or CudaRecorder(step.device)
         self.inside = step.pipeline.capturable
+        self.recordings: dict[Any, Any] = {}
+        if self.inside and hasattr(step.pipeline, "forms"):
+            for form in step.pipeline.forms:
+                self._record(form)
+            return
         self.recorder.warm_up(step.body)
         if self.inside:
             self.batch = None
@@ -66,9 +79,25 @@ class Captured:
         self.recorder.record(lambda: step.learn(lambda: self.batch))
 
     def __call__(self) -> None:
+        pipeline = self.step.pipeline
+        if self.recordings:
+            form = pipeline.form
+            if form not in self.recordings:
+                with put_back(self.step):
+                    self._record(form)
+            pipeline.passed()
+            self.recordings[form].replay()
+            return
         if not self.inside:
-            self.step.pipeline.draw()
+            pipeline.draw()
         self.recorder.replay()
+
+    def _record(self, form: Any) -> None:
+        recorder = self.recorder.another() if self.recordings else self.recorder
+        with self.step.pipeline.held(form):
+            recorder.warm_up(self.step.body)
+            recorder.record(self.step.body)
+        self.recordings[form] = recorder
 
 
 def addresses(batch: Any) -> list[int]:

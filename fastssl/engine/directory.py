@@ -12,6 +12,7 @@ import yaml
 from ..pipelines import splits
 from ..pipelines.errors import ConfigError
 from ..pipelines.table import write_table
+from . import own_labels
 from .assemble import Parts
 from .report import write_atomically
 
@@ -60,6 +61,8 @@ def create(folder: Path, parts: Parts, *, overwrite: bool) -> None:
     splits.save(parts.split, parts.source, folder / "split.csv")
     if parts.source.quarantine:
         write_table(folder / "quarantine.csv", ("path", "reason"), parts.source.quarantine)
+    if parts.own_labels:
+        write_table(folder / own_labels.FILE, own_labels.COLUMNS, parts.own_labels)
     # Last, because it is what makes the directory a run.
     write_atomically(folder / "config.yaml", yaml.safe_dump(parts.config.nested(), sort_keys=False))
 

@@ -16,7 +16,8 @@ from ..pipelines import foundation
 from ..pipelines.batch import DataSpec, FoundationLabels, Split
 from ..pipelines.choice import told
 from ..pipelines.errors import ConfigError, ResourceError
-from ..pipelines.source import Source
+from ..pipelines.source import AnySource
+from . import own_labels
 
 SHOWN = 4  # banks that are named
 SPARE = 0.1  # share of the free memory that banks leave
@@ -26,28 +27,39 @@ def spec_of(
     spec: DataSpec,
     kind: type[Method],
     config: RunConfig,
-    source: Source,
+    source: AnySource,
     split: Split,
     note: Callable[[str], None],
     warn: Callable[[str], None],
+    lines: own_labels.Lines = (),
 ) -> DataSpec:
-    """The data's facts with the foundation labels that the run was given.
+    """The data's facts with the foundation labels that the run was given, or has made itself.
+
+    Args:
+        lines: of the labels that the run made itself (own_labels.py), where it did.
 
     Raises:
-        ConfigError: the method trains nothing and is given nothing.
+        ConfigError: the method trains nothing and is given nothing; descriptions of classes, and no labels that are made by them.
         DataError: the file does not fit the data.
     """
-    if kind.trains_nothing and config.data.foundation_labels is None and config.model.head_init != "text":
+    if config.data.descriptions is not None and not lines:
+        raise ConfigError(
+            "data.descriptions describe classes for labels that a run on texts makes itself (zeromatch, pseudo_supervision, pl_feature and "
+            "zero_shot without --foundation-labels), and this run makes none; leave it out"
+        )
+    if kind.trains_nothing and not lines and config.data.foundation_labels is None and config.model.head_init != "text":
         raise ConfigError(
             f"{config.method_name} trains nothing, and the head of {config.model.name} knows nothing: take a network with a text tower "
             "(glyph_clip, open_clip:ARCH/TAG) and --set model.head_init=text, or give --foundation-labels FILE"
         )
+    if lines:
+        return dataclasses.replace(spec, foundation=own_labels.read(lines, config, source, split, warn=warn, note=note))
     found = foundation.configured(config.data, source, split, seed=config.train.seed, warn=warn, note=note)
     bare = int((found.label[split.test] < 0).sum()) if found is not None and kind.judges_rows else 0
     if bare:
         warn(
-            f"{bare} of {len(split.test)} test images have no foundation label, and {config.method_name} judges an image by its label too; "
-            "fastssl pseudolabel --test-rows labels them"
+            f"{bare} of {len(split.test)} test {source.samples} have no foundation label, and {config.method_name} judges each by its "
+            "label too; fastssl pseudolabel --test-rows labels them"
         )
     return dataclasses.replace(spec, foundation=found)
 
@@ -59,8 +71,8 @@ def digest(labels: FoundationLabels | None) -> str | None:
     return hashlib.blake2b(labels.label.tobytes() + labels.weight.tobytes(), digest_size=16).hexdigest()
 
 
-def digest_of_extra(source: Source) -> str | None:
-    """A hash of the images from elsewhere, which no split's labels pin down; None where there are none."""
+def digest_of_extra(source: AnySource) -> str | None:
+    """A hash of the samples from elsewhere, which no split's labels pin down; None where there are none."""
     if not source.extra:
         return None
     found = hashlib.blake2b("\0".join(source.ids[source.own :]).encode("utf-8", "surrogateescape"), digest_size=16)

@@ -42,6 +42,7 @@ PASSING = (3, 4, 7)  # exit codes whose cause may have gone since, so that a run
 SOFT = ("data.root", "data.workers", "train.keep", "train.save_every", "train.profile")
 FILES = (
     "foundation_labels",
+    "descriptions",
     "split",
     "labels",
     "extra_unlabelled",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import models
 from ..config import RunConfig
 from ..models import Network
+from ..models.network import TextInput
 from ..pipelines.errors import CheckpointError
 from . import checkpoint
 from .step import AMP_TYPES
@@ -26,11 +27,18 @@ class Trained:
     network: Network  # in eval mode, on the CPU
     networks: dict[str, Network]  # "raw" and, where one was kept, "ema"
     classes: tuple[str, ...]
-    size: int  # side of the square input in pixels
+    size: int | None  # side of the square input in pixels; None for texts
     mean: tuple[float, ...]
     std: tuple[float, ...]
     manifest: dict[str, Any]
     complaints: list[str]
+    text: TextInput | None = None  # of a run on texts: its tokenizer
+    longest: int | None = None  # of a run on texts: tokens of each that it reads
+
+    @property
+    def samples(self) -> str:
+        """What it reads, in the plural."""
+        return "images" if self.text is None else "texts"
 
 
 def load_trained(folder: Path, config: RunConfig, *, encoder: nn.Module | None = None) -> Trained:
@@ -43,15 +51,19 @@ def load_trained(folder: Path, config: RunConfig, *, encoder: nn.Module | None =
 
     Raises:
         CheckpointError: there is none, or it does not hold what the configuration names.
+        SetupError: the folder of a text encoder, which says how the network is built and texts are tokenised, is not there any more.
     """
     state, manifest, complaints = checkpoint.newest(folder / "checkpoints")
-    classes = tuple(manifest["classes"])
+    classes, model = tuple(manifest["classes"]), models.bare(config.model)
+    reads_text = manifest.get("kind") == "text"  # runs of before texts were known have no kind
+    text = models.describe(model).text if reads_text else None
+    size = None if reads_text else manifest["shape"][-1]
     networks = {}
     for name, prefix in (("raw", "network."), ("ema", "ema.")):
         own = {k.removeprefix(prefix): v for k, v in state["method"].items() if k.startswith(prefix)}
         if not own:
             continue
-        network = models.build(models.bare(config.model), classes, size=manifest["shape"][-1], encoder=copy.deepcopy(encoder))
+        network = models.build(model, classes, size=size, encoder=copy.deepcopy(encoder))
         try:
             network.load_state_dict(own)
         except RuntimeError as error:
@@ -61,11 +73,13 @@ def load_trained(folder: Path, config: RunConfig, *, encoder: nn.Module | None =
         networks.get("ema", networks["raw"]),
         networks,
         classes,
-        manifest["shape"][-1],
+        size,
         tuple(manifest["mean"]),
         tuple(manifest["std"]),
         manifest,
         complaints,
+        text,
+        (config.data.max_length or manifest["shape"][-1]) if reads_text else None,
     )
 
 

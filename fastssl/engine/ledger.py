@@ -28,7 +28,7 @@ class Shapes:
     views: Views
     rows: int  # labelled images
     ratio: int  # unlabelled ones each
-    image: tuple[int, ...]  # [C, H, W]
+    image: tuple[int, ...]  # [C, H, W]; of texts (L,) of the longest
     device: torch.device
     amp: torch.dtype | None
     separate: bool  # teachers' views run apart, without a graph
@@ -80,7 +80,7 @@ def step_bytes(network: nn.Module, shapes: Shapes) -> int:
     first, last = len(views.labelled), len(views.labelled) + (views.no_grad if shapes.separate else 0)
     follow = _Follower(network, shapes.device, shapes.amp)
     with follow.modes():
-        images = [torch.empty(n, *shapes.image, device=shapes.device) for n in sizes]
+        images = [_inputs(n, shapes.image, shapes.device) for n in sizes]
         with torch.no_grad():
             taught = [follow(torch.cat(images[first:last]))] if last > first else []
         logits = follow(torch.cat(images[:first] + images[last:]))
@@ -93,8 +93,13 @@ def evaluation_bytes(network: nn.Module, rows: int, image: tuple[int, ...], devi
     """Images and activations of `rows` images evaluated at once at their peak, in bytes; weights are not in it."""
     follow = _Follower(network, device, amp)
     with follow.modes(), torch.no_grad():
-        follow(torch.empty(rows, *image, device=device))
+        follow(_inputs(rows, image, device))
     return follow.ledger.peak
+
+
+def _inputs(rows: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Images, or token ids, without values."""
+    return torch.empty(rows, *shape, device=device, dtype=torch.int64 if len(shape) == 1 else None)
 
 
 class _Follower:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import time
@@ -95,7 +96,11 @@ def _enter(step: Any, mode: str, backend: str, recorder: Any) -> None:
     compile_method(step.method, backend)
     with put_back(step):
         if mode == "compile":
-            step.body()  # a compiler's refusal shows here, before anything counts
+            # A compiler's refusal shows here, before anything counts.
+            pipeline = step.pipeline
+            for form in getattr(pipeline, "forms", (None,)):
+                with contextlib.nullcontext() if form is None else pipeline.held(form):
+                    step.body()
         else:
             captured = Captured(step, recorder)
     if mode == "graph":

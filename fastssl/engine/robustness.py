@@ -1,8 +1,8 @@
 """Robustness of a finished network: its accuracy on images that the fast gradient sign method has moved.
 
 Goodfellow et al. 2015, arXiv 1412.6572, section 4: x + epsilon sign(grad_x CE(y, z(x))), here in pixels of [0, 1] and cut off at their
-borders. The network is in evaluation mode and each one is attacked by its own gradient, in fp32; it then judges the moved images as it does
-clean ones.
+borders (of texts: text_inference.attacked_texts). The network is in evaluation mode and each one is attacked by its own gradient, in fp32;
+it then judges the moved images as it does clean ones.
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ from .inference import Trained, logits_at, normalised
 PIECE = 32  # images whose activations are held at a time
 
 
-def sizes(text: str, flag: str = "--fgsm") -> tuple[float, ...]:
-    """ "0.01,0.03" -> (0.01, 0.03). Raises ConfigError unless each is a number in [0, 1]."""
+def sizes(text: str, flag: str = "--fgsm", *, of_texts: bool = False) -> tuple[float, ...]:
+    """ "0.01,0.03" -> (0.01, 0.03). Raises ConfigError unless each is a number in [0, 1]; of texts, unless it is finite and not below 0."""
     found = []
     for word in text.split(","):
         try:
             size = float(word)
         except ValueError:
             size = math.nan
-        if not 0 <= size <= 1:
+        if of_texts and not (size >= 0 and math.isfinite(size)):
+            raise ConfigError(
+                f"{flag} takes sizes in the units of word embeddings, 0 or more, one or several with commas between, got '{word.strip()}'"
+            )
+        if not of_texts and not 0 <= size <= 1:
             raise ConfigError(
                 f"{flag} takes sizes in pixels of [0, 1], one or several with commas between (0.03 is about 8/255), got '{word.strip()}'"
             )

@@ -16,10 +16,11 @@ from ..config import RunConfig
 from ..methods.base import Stage
 from ..pipelines.errors import DivergedError, FastsslError, Preempted
 from ..schedules import Clock
-from . import checkpoint, directory, gradient_gate, look, memory, modes, profile, state
+from . import checkpoint, directory, gradient_gate, look, memory, modes, profile, state, texts
 from .announce import announce
 from .assemble import Parts, assemble
 from .idle import Idle
+from .own_labels import with_own_labels
 from .report import Reporter
 from .step import AMP_TYPES, Step
 from .sweep import Judgement, judge, logits_of, reached
@@ -203,7 +204,8 @@ class Run:
         rate = self.images / self.seconds
         remaining = self.seconds / self.done * (self.total - self.done)
         lr = float(self.update.lr)
-        record = {**values, "skipped": round(self.skipped), "lr": lr, "images_per_second": rate, "seconds": self.seconds}
+        rates = {"images_per_second": rate, **texts.rate(self), "seconds": self.seconds}
+        record = {**values, "skipped": round(self.skipped), "lr": lr, **rates}
         self.reporter.metrics("train", self.done, record)
         self.reporter.progress(self.done, values, rate, remaining)
         if worst >= self.config.train.max_skipped:
@@ -256,8 +258,9 @@ class Run:
             "steps": self.done,
             "seconds": self.seconds,
             "images_per_second": self.images / self.seconds if self.seconds else 0.0,
+            **texts.rate(self),
             "accuracy": counted.accuracy if counted else None,
-            "why_no_accuracy": None if counted else "no test images; give --test or --holdout",
+            "why_no_accuracy": None if counted else f"no test {self.parts.source.samples}; give --test or --holdout",
             "labels": len(self.parts.split.labelled),
             "seed": c.train.seed,
             "ece": counted.ece if counted else None,
@@ -285,8 +288,8 @@ def resume(config: RunConfig, folder: Path, *, quiet: bool = False) -> Run:
     """The run of a directory, brought back to its newest checkpoint. `config` is the directory's own."""
     # The split comes from the directory, never drawn again: a redrawn one would show the model more labels than it claims.
     drawn = {"split": str(folder / "split.csv"), "labels_per_class": None, "label_fraction": None, "labels_total": None, "holdout": None}
-    drawn |= {"sampling": "balanced"}
-    parts = assemble(dataclasses.replace(config, data=dataclasses.replace(config.data, **drawn)), restored=True, quiet=quiet)
+    data = dataclasses.replace(with_own_labels(config, folder).data, **drawn, sampling="balanced")
+    parts = assemble(dataclasses.replace(config, data=data), restored=True, quiet=quiet)
     parts.config = config
     run = Run(parts, folder, quiet=quiet, resume=True)
     try:

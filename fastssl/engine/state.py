@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..pipelines.errors import CheckpointError
-from . import checkpoint, given, look
+from . import checkpoint, given, look, own_labels
 
 PROGRESS = ("done", "images", "seconds", "stage_index", "stage_start", "skipped", "reported", "last")  # a run's own numbers
 
@@ -33,6 +33,7 @@ def save(run: Any) -> None:
         "method": config.method_name,
         "model": config.model.name,
         "classes": list(spec.classes),
+        "kind": spec.kind,
         "shape": list(spec.shape),
         "mean": list(spec.mean),
         "std": list(spec.std),
@@ -59,12 +60,13 @@ def restore(run: Any) -> None:
         if manifest[name] != value:
             raise CheckpointError(f"{run.folder} holds a checkpoint of {name} {manifest[name]}, not {value}; resume what it was made by")
     if manifest.get("foundation") != given.digest(run.method.spec.foundation):
-        file = run.config.data.foundation_labels
+        file = run.config.data.foundation_labels or run.folder / own_labels.FILE
         raise CheckpointError(f"{file} is not what it was when {run.folder} was saved; bring the old file back, or train anew")
     if manifest.get("extra") != given.digest_of_extra(run.parts.source):
         place = run.config.data.extra_unlabelled
         raise CheckpointError(
-            f"images of {place} are not what they were when {run.folder} was saved; bring the old ones back, or train anew"
+            f"{run.parts.source.samples} of {place} are not what they were when {run.folder} was saved; bring the old ones back, or "
+            "train anew"
         )
     if manifest["threads"] != torch.get_num_threads():
         run.reporter.warn(

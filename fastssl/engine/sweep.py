@@ -31,13 +31,16 @@ class Judgement:
 def logits_of(
     network: nn.Module, pipeline: Pipeline, part: str, *, amp: torch.dtype | None = None, batch_size: int = 512
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """([n, C] fp32 logits, [n] labels, [n] rows) of a part in order, on the host. The network's mode is put back."""
+    """([n, C] fp32 logits, [n] labels, [n] rows) of a part, on the host, in an order that suits the pipeline.
+
+    The network's mode is put back.
+    """
     mode = network.training
     network.eval()
     pieces: list[tuple[Tensor, Tensor, Tensor]] = []
     try:
         with torch.inference_mode(), fp8.plain(network):  # judged as the exported network will be
-            for piece in pipeline.sweep(part, batch_size):
+            for piece in pipeline.sweep(part, batch_size, ordered=False):
                 with torch.autocast(piece.inputs.device.type, dtype=amp, enabled=amp is not None, cache_enabled=False):
                     logits = network(piece.inputs).logits
                 pieces.append((logits.float(), piece.label, piece.index))

@@ -9,11 +9,30 @@ import torch
 from torch import Tensor, nn
 
 from ..models import Network
+from ..models.network import TextInput
 from ..pipelines.batch import DataSpec
 from ..pipelines.errors import CheckpointError, ConfigError
+from ..pipelines.text import load_tokenizer
 from . import checkpoint
-from .inference import load_trained
+from .inference import Trained, load_trained
 from .saved import saved_config
+
+
+class TextTeacher(nn.Module):
+    """The judged network of a run on texts and its auxiliary head.
+
+    `teacher(ids)`: [N, L] token ids, of the tokenizer that both networks have -> ([N, C], [N, C]) logits of main and auxiliary head.
+    """
+
+    def __init__(self, network: Network, auxiliary: nn.Module):
+        super().__init__()
+        self.network, self.auxiliary = network, auxiliary
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.is_floating_point(ids):
+            raise ConfigError("a teacher of texts reads tokens, and method.mixup mixes the student's own embeddings of them; leave it at 0")
+        out = self.network(ids)
+        return out.logits, self.auxiliary(out.features)
 
 
 class Teacher(nn.Module):
@@ -36,12 +55,15 @@ class Teacher(nn.Module):
         return out.logits, self.auxiliary(out.features)
 
 
-def load(folder: str, spec: DataSpec) -> Teacher:
+def load(folder: str, spec: DataSpec, text: TextInput | None = None) -> Teacher | TextTeacher:
     """The teacher that a run directory holds.
+
+    Args:
+        text: what the student reads, where that is texts.
 
     Raises:
         CheckpointError: no run there, or none with an auxiliary head.
-        ConfigError: other classes, or images of another size.
+        ConfigError: other classes, images of another size, or texts in other tokens.
     """
     if not (Path(folder) / "config.yaml").exists():
         raise CheckpointError(
@@ -51,11 +73,7 @@ def load(folder: str, spec: DataSpec) -> Teacher:
     trained = load_trained(Path(folder), config)
     if trained.classes != spec.classes:
         raise ConfigError(f"the teacher in {folder} knows the classes {', '.join(trained.classes[:8])}, and {spec.name} has others")
-    if trained.size != spec.shape[-1]:
-        raise ConfigError(
-            f"the teacher in {folder} takes images of {trained.size} pixels and this run makes them of {spec.shape[-1]}; "
-            f"--set data.size={trained.size}, or take a network that wants as much"
-        )
+    _check_input(folder, trained, spec, text)
     state, _, _ = checkpoint.newest(Path(folder) / "checkpoints")
     own = {name.removeprefix("auxiliary."): value for name, value in state["method"].items() if name.startswith("auxiliary.")}
     if not own:
@@ -67,4 +85,32 @@ def load(folder: str, spec: DataSpec) -> Teacher:
         raise CheckpointError(
             f"the auxiliary head in {folder} is another kind of head than its main one; a teacher is a run of finessl"
         ) from None
+    if text is not None:
+        return TextTeacher(trained.network, auxiliary)
     return Teacher(trained.network, auxiliary, (trained.mean, trained.std), spec)
+
+
+def _check_input(folder: str, trained: Trained, spec: DataSpec, text: TextInput | None) -> None:
+    """Raises ConfigError where the teacher does not read what the student does."""
+    if (trained.text is None) != (text is None):
+        raise ConfigError(
+            f"the teacher in {folder} reads {trained.samples}, and {spec.name} holds {'texts' if text else 'images'}; give another run"
+        )
+    if text is None:
+        if trained.size != spec.shape[-1]:
+            raise ConfigError(
+                f"the teacher in {folder} takes images of {trained.size} pixels and this run makes them of {spec.shape[-1]}; "
+                f"--set data.size={trained.size}, or take a network that wants as much"
+            )
+        return
+    own, theirs = (load_tokenizer(one.tokenizer) for one in (text, trained.text))
+    if own.fingerprint != theirs.fingerprint:
+        raise ConfigError(
+            f"the teacher in {folder} has another tokenizer than this run's network, so their tokens are other words; take networks that "
+            "share theirs"
+        )
+    if trained.text.longest < spec.shape[-1]:
+        raise ConfigError(
+            f"the teacher in {folder} takes {trained.text.longest} tokens and this run reads texts up to {spec.shape[-1]}; "
+            f"--set data.max_length={trained.text.longest}"
+        )

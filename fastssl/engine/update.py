@@ -160,7 +160,10 @@ def layer_scales(method: Method, decay: float) -> dict[str, float]:
             found = towers.layers(module.encoder)
             if found is None:
                 kind = type(module.encoder).__name__
-                raise ConfigError(f"train.layer_decay needs a vision transformer or a network of timm's, got {kind}; leave it at 1")
+                raise ConfigError(
+                    "train.layer_decay needs a network whose layers are known (vision transformers, timm's, text encoders), got "
+                    f"{kind}; leave it at 1"
+                )
             layers, head = found
             scales.update({f"{place}.encoder.{name}": decay ** (head - layer) for name, layer in layers.items()})
     return scales

@@ -34,6 +34,7 @@ METHODS: dict[str, str] = {
     "debiaspl": "debiaspl:DebiasPL",
     "layermatch": "layermatch:LayerMatch",
     "finessl": "finessl:FineSSL",
+    "sentaugment": "sentaugment:SentAugment",
     "semikd": "semikd:SemiKD",
     "zeromatch": "zeromatch:ZeroMatch",
     "pseudo_supervision": "pseudo_supervision:PseudoSupervision",

@@ -20,6 +20,7 @@ from .bricks.input_gradient import PRECISIONS, input_gradient, precision, unit
 from .bricks.options import MethodOptions
 
 USUAL = {"linf": 8 / 255, "l2": 128 / 255}  # epsilon in pixel units
+OF_TEXTS = {"linf": 0.01, "l2": 1.0}  # in those of word embeddings, of whose numbers 0.05 is a usual deviation: ours
 
 
 class Adversarial(Method):
@@ -40,7 +41,7 @@ class Adversarial(Method):
         )
         units: str = option(
             "pixels",
-            "what epsilon is measured in: pixels of [0, 1], or what the network sees (normalised)",
+            "what epsilon is measured in: pixels of [0, 1], or what the network sees (normalised); of texts always word embeddings",
             choices=("pixels", "normalised"),
         )
         share: float = option(
@@ -58,10 +59,15 @@ class Adversarial(Method):
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):
         if config.epsilon is None and config.units == "normalised":
             raise ConfigError("method.units=normalised needs method.epsilon in those units, for instance --set method.epsilon=0.1")
+        texts = spec.kind == "text"
+        if texts and config.clip:
+            raise ConfigError("method.clip brings pixels back into their range, and word embeddings have none; leave it out")
         super().__init__(config, network, spec, **options)
-        self.epsilon = USUAL[config.norm] if config.epsilon is None else config.epsilon
+        usual = OF_TEXTS if texts else USUAL
+        self.epsilon = usual[config.norm] if config.epsilon is None else config.epsilon
         mean, std = (torch.tensor(constants).view(-1, 1, 1) for constants in (spec.mean, spec.std))
-        self.register_buffer("unit", std.clone() if config.units == "pixels" else torch.ones_like(std), persistent=False)
+        scaled = config.units == "pixels" and not texts
+        self.register_buffer("unit", std.clone() if scaled else torch.ones(()), persistent=False)
         self.register_buffer("black", (0 - mean) / std, persistent=False)
         self.register_buffer("white", (1 - mean) / std, persistent=False)
 
@@ -82,7 +88,9 @@ class Adversarial(Method):
             images: [B, C, H, W] normalised. label: [B]. weight: [B] of each row in the loss.
         """
         with precision(images, self.config.direction):
+            images = self.network.continuous(images)
             g = input_gradient(self.network, images, lambda z: reference.cross_entropy(z, label, sample_weight=weight).sum())
+            g = self.network.movable(images, g)
         # In units u of epsilon an image is x u + constant: the gradient there is g / u, and a step s there is s / u here.
         size = self.unit.to(images.dtype)
         step = g.sign() if self.config.norm == "linf" else unit(g / size).to(images.dtype)

@@ -79,6 +79,7 @@ class Method(nn.Module):
     Config: ClassVar[type]
     views: ClassVar[Views] = Views()
     judges_rows: ClassVar[bool] = False  # whether `finish` judges a row by its foundation label too: images from elsewhere have none
+    needs_foundation: ClassVar[bool] = False  # whether it learns from foundation labels and cannot do without (bricks/foundation.demand)
     trains_nothing: ClassVar[bool] = False  # whether the method is judged as its network and what it is given stand
     usual_ema: ClassVar[float] = 0.0  # decay of the averaged network that a method cannot do without, where the user names none
     whole: ClassVar[int] = 1  # leading unlabelled views that MixUp leaves as they are: those that teach
@@ -136,7 +137,7 @@ class Method(nn.Module):
         one by every row's own targets, 1 - lambda times the one by its partner's; metrics and memory are of the first.
         """
         alpha = getattr(self.config, "mixup", 0.0)
-        mix = mixed_batch(batch, clock, alpha, self.whole) if alpha > 0 else None
+        mix = mixed_batch(batch, clock, alpha, self.whole, self.network) if alpha > 0 else None
         seen = batch if mix is None else mix.batch
         labelled, unlabelled = self.outputs(seen, clock)
         terms = self.objective(labelled, unlabelled, seen, clock)

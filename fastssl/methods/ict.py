@@ -70,8 +70,9 @@ class ICT(Method):
         (known,), (other,) = batch.labelled, batch.unlabelled
         mix = self.drawn(len(other), _UNLABELLED, clock)
         (teacher,) = taught(self.ema, self.network, [other])
+        other = self.network.continuous(other)
         own = self.drawn(len(known), _LABELLED, clock) if self.config.mix_labelled else None
-        (labelled,) = forward_together(self.network, [known if own is None else mixed(known, own)])
+        (labelled,) = forward_together(self.network, [known if own is None else mixed(self.network.continuous(known), own)])
         (unlabelled,) = forward_apart(self.network, [mixed(other, mix)])
         supervised = self.supervised(labelled.logits, batch, own).mean()
         unsupervised = self.distances(unlabelled.logits, teacher.logits, mix).mean()

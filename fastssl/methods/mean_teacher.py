@@ -85,8 +85,8 @@ class MeanTeacher(Method):
 
     def outputs(self, batch: Batch, clock: Clock) -> tuple[list[Output], list[Output]]:
         deviation = self.config.noise
-        known = noisy(batch.labelled, batch.index, deviation, clock, use=LABELLED)
-        theirs, own = noisy(batch.unlabelled, batch.unlabelled_index, deviation, clock, use=UNLABELLED)
+        known = noisy(batch.labelled, batch.index, deviation, clock, use=LABELLED, network=self.network)
+        theirs, own = noisy(batch.unlabelled, batch.unlabelled_index, deviation, clock, use=UNLABELLED, network=self.network)
         *wanted, teacher = taught(self.ema, self.network, [*known[1:], theirs], dropout=self.config.teacher_dropout)
         if self.config.reduction == "streams":
             (student,) = forward_together(self.network, known)

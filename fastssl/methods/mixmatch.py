@@ -72,7 +72,7 @@ class MixMatch(Method):
 
     def loss(self, batch: Batch, clock: Clock) -> Terms:
         guess = self.guessed(batch)
-        stack = stacked(batch, guess, clock, alpha=self.config.mixup, each=self.config.share_by)
+        stack = stacked(batch, guess, clock, alpha=self.config.mixup, each=self.config.share_by, network=self.network)
         logits, known = self.forward_mixed(stack), len(batch.label)
         supervised = stack.labelled_loss(logits)
         unsupervised = consistency_loss(logits[known:], stack.target[known:], kind="mse", teacher_is="probabilities").mean()

@@ -50,8 +50,8 @@ class PiModel(Method):
 
     def outputs(self, batch: Batch, clock: Clock) -> tuple[list[Output], list[Output]]:
         deviation = self.config.noise
-        known = noisy(batch.labelled, batch.index, deviation, clock, use=LABELLED)
-        target, student = noisy(batch.unlabelled, batch.unlabelled_index, deviation, clock, use=UNLABELLED)
+        known = noisy(batch.labelled, batch.index, deviation, clock, use=LABELLED, network=self.network)
+        target, student = noisy(batch.unlabelled, batch.unlabelled_index, deviation, clock, use=UNLABELLED, network=self.network)
         if self.config.reduction == "streams":
             labelled = forward_together(self.network, known)
             (predicted,) = forward_apart(self.network, [student])

@@ -35,6 +35,7 @@ class LabelAsFeature(Method):
     paper = "baseline of arXiv 2502.12584"
     views = Views(labelled=("weak",), unlabelled=("weak", "strong"), no_grad=1)
     judges_rows = True
+    needs_foundation = True
 
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):
         super().__init__(config, network, spec, **options)

@@ -25,6 +25,7 @@ class PseudoSupervision(Method):
     summary = "supervised training on a foundation model's labels beside the true ones"
     paper = "baseline of arXiv 2502.12584"
     views = Views(labelled=("weak",), unlabelled=("weak",), no_grad=0)
+    needs_foundation = True
     whole = 0
 
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):

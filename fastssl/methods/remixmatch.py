@@ -95,6 +95,8 @@ class ReMixMatch(Method):
 
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):
         super().__init__(config, network, spec, **options)
+        if config.lambda_rotation and spec.kind == "text":
+            raise ConfigError("a text cannot be turned by quarters; give --set method.lambda_rotation=0")
         if config.lambda_rotation and spec.shape[1] != spec.shape[2]:
             raise ConfigError(f"images of {spec.shape[1]} x {spec.shape[2]} cannot be turned by quarters; give method.lambda_rotation=0")
         self.rotation = nn.Linear(network.encoder.num_features, 4) if config.lambda_rotation else None
@@ -117,7 +119,7 @@ class ReMixMatch(Method):
     def loss(self, batch: Batch, clock: Clock) -> Terms:
         config, known = self.config, len(batch.label)
         guess, memory = self.guessed(batch)
-        stack = stacked(batch, guess, clock, alpha=config.mixup, each=config.share_by)
+        stack = stacked(batch, guess, clock, alpha=config.mixup, each=config.share_by, network=self.network)
         turned, turns = self.turned(batch, clock)
         mixed, strong, rotated = self.passes(stack.images, known, batch.unlabelled[1], turned)
         supervised = stack.labelled_loss(mixed)

@@ -64,8 +64,8 @@ class TemporalEnsembling(Method):
     def images(self, batch: Batch, clock: Clock) -> list[Tensor]:
         """Labelled and unlabelled view, with noise where it is asked for."""
         deviation = self.config.noise
-        known = noisy(batch.labelled, batch.index, deviation, clock, use=LABELLED)
-        return known + noisy(batch.unlabelled, batch.unlabelled_index, deviation, clock, use=UNLABELLED)
+        known = noisy(batch.labelled, batch.index, deviation, clock, use=LABELLED, network=self.network)
+        return known + noisy(batch.unlabelled, batch.unlabelled_index, deviation, clock, use=UNLABELLED, network=self.network)
 
     def outputs(self, batch: Batch, clock: Clock) -> tuple[list[Output], list[Output]]:
         labelled, unlabelled = forward_together(self.network, self.images(batch, clock))

@@ -38,6 +38,7 @@ class Thresholded(Method):
                 spec.num_classes,
                 target=config.align,
                 memory=config.align_memory,
+                decay=config.align_decay,
                 shares=shares,
                 from_batch=getattr(config, "align_start", "batch") == "batch",
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import option
 from ..models import Network, Output, Report
@@ -17,6 +17,7 @@ from ..pipelines.errors import ConfigError
 from ..schedules import Clock
 from .base import Stage, Terms
 from .bricks.options import ThresholdOptions
+from .bricks.start import Start
 from .thresholded import Thresholded
 
 TSA = ("none", "linear", "exp", "log")
@@ -184,27 +185,3 @@ def top(label: np.ndarray, confidence: np.ndarray, k: int, classes: int) -> np.n
     order = np.argsort(-confidence, kind="stable")
     order = order[np.isfinite(confidence[order])]
     return np.sort(np.concatenate([order[label[order] == c][:k] for c in range(classes)]))
-
-
-class Start(nn.Module):
-    """The values that a network began with, of all that moves: its weights that train, and its buffers."""
-
-    guards_itself = True  # a step never writes it
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.names = [name for name, p in network.named_parameters() if p.requires_grad] + [name for name, _ in network.named_buffers()]
-        for i, value in enumerate(self._moving(network)):
-            self.register_buffer(f"value_{i}", value.detach().clone())
-
-    def _moving(self, network: nn.Module) -> list[Tensor]:
-        every = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-        return [every[name] for name in self.names]
-
-    @torch.no_grad()
-    def restore(self, *networks: nn.Module | None) -> None:
-        """Brings networks of this make back to it, in place."""
-        for network in networks:
-            if network is not None:
-                for i, value in enumerate(self._moving(network)):
-                    value.copy_(self.get_buffer(f"value_{i}"))

@@ -27,7 +27,7 @@ class VAT(Method):
     """L = mean CE(y, z_x) + lambda_u ramp(t) mean KL(p_u || f(u + r)) + entropy_min mean H(p_u); p_u = f(u) and r carry no gradient.
 
     r = epsilon d / ||d||, where d starts as normal noise and each power iteration makes it the gradient of KL(p_u || f(u + xi d / ||d||))
-    at that place (Miyato et al., algorithm 1). Norms are of a whole image as it reaches the network.
+    at that place (Miyato et al., algorithm 1). Norms are of a whole image as it reaches the network, or of all word embeddings of a text.
     """
 
     @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class VAT(Method):
 
     def outputs(self, batch: Batch, clock: Clock) -> tuple[list[Output], list[Output]]:
         labelled = forward_together(self.network, list(batch.labelled))
-        images = batch.unlabelled[0]
+        images = self.network.continuous(batch.unlabelled[0])
         with precision(images, self.config.direction):
             # In another arithmetic than the search's, rounding would pass for a difference between f(u) and f(u + xi d).
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.entropy_min > 0):
                 clean = forward_together(self.network, [images], "batch")[0]
-            r = self.perturbation(images, clean.logits, batch.unlabelled_index, clock)
+            r = self.perturbation(images.detach(), clean.logits, batch.unlabelled_index, clock)
         return labelled, [clean, forward_together(self.network, [images + r], "batch")[0]]
 
     def perturbation(self, images: Tensor, logits: Tensor, index: Tensor, clock: Clock) -> Tensor:
@@ -81,10 +81,12 @@ class VAT(Method):
             images: [U, ...]. logits: [U, C] of the clean pass. index: [U] rows of the data set, which with seed and step key the noise.
         """
         logits = logits.detach()
-        d = unit(noise.normal(noise.stream(_NOISE, clock), index, tuple(images.shape[1:]), images.dtype))
+        start = noise.normal(noise.stream(_NOISE, clock), index, tuple(images.shape[1:]), images.dtype)
+        d = unit(self.network.movable(images, start))
         for _ in range(self.config.power_iterations):
             at = images + self.config.xi * d.to(images.dtype)
-            d = unit(input_gradient(self.network, at, lambda z: reference.consistency_loss(z, logits, kind="kl").sum()))
+            g = input_gradient(self.network, at, lambda z: reference.consistency_loss(z, logits, kind="kl").sum())
+            d = unit(self.network.movable(images, g))
         return (self.config.epsilon * d).to(images.dtype)
 
     def objective(self, labelled: list[Output], unlabelled: list[Output], batch: Batch, clock: Clock) -> Terms:

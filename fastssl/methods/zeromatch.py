@@ -52,6 +52,7 @@ class ZeroMatch(Method):
     summary = "a foundation model's labels, first distilled, then kept by a second head beside a semi-supervised method"
     paper = "ZeroMatch 2025, arXiv 2502.12584"
     views = Views(labelled=("weak",), unlabelled=("weak", "strong"), no_grad=0)
+    needs_foundation = True
 
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):
         super().__init__(config, network, spec, **options)

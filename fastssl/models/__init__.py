@@ -7,9 +7,10 @@ A network answers with `Output(logits [N, C], features [N, d])`. What it wants a
 | glyph_clip, wrn-28-2, wrn-28-8, wrn-37-2, preact-resnet-18 | our own | own.py |
 | timm:NAME | any network of timm with pooled features | timm_networks.py |
 | open_clip:ARCH[/TAG] | an image tower of open_clip; its text tower starts heads from class names | open_clip_networks.py |
+| transformers:FOLDER_OR_NAME | a text encoder, pooled as its card says | transformers_networks.py |
 | package.module:factory | a user's nn.Module | user.py |
 
-Importing this room imports neither timm nor open_clip: their files wake when one of their names is asked for.
+Importing this room imports neither timm nor open_clip nor transformers: their files wake when one of their names is asked for.
 """
 
 from __future__ import annotations
@@ -110,9 +111,8 @@ def _family(name: str) -> ModuleType:
         raise ConfigError(
             f"'{name}' names no network; networks are named like timm:resnet18, open_clip:ViT-B-16/openai or package.module:factory"
         )
-    if first == "transformers":
-        raise ConfigError(f"this version has no transformers networks, and {name} is one; take timm:NAME or open_clip:ARCH/TAG")
-    kind = {"timm": ".timm_networks", "open_clip": ".open_clip_networks"}.get(first, ".user")
+    kinds = {"timm": ".timm_networks", "open_clip": ".open_clip_networks", "transformers": ".transformers_networks"}
+    kind = kinds.get(first, ".user")
     return importlib.import_module(kind, __package__)
 
 

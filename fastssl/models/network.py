@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -15,13 +16,21 @@ class Output(NamedTuple):
     features: Tensor  # [N, d]
 
 
+class TextInput(NamedTuple):
+    """What a network for texts wants to see."""
+
+    tokenizer: str  # folder or hub name
+    longest: int  # tokens that the encoder takes at most, special ones included
+
+
 class InputSpec(NamedTuple):
-    """What a network wants to see: square side in pixels (None: any), constants that normalise [0, 1] colours, way of resizing."""
+    """What a network wants to see: square side in pixels (None: any), constants for [0, 1] colours, way of resizing; or texts."""
 
     size: int | None
     mean: tuple[float, float, float] | None = None  # None: the data set's own
     std: tuple[float, float, float] | None = None
     interpolation: str = "bicubic"  # or "bilinear": how images of another size were brought to `size` when the weights were trained
+    text: TextInput | None = None  # a network for texts, to which none of the above applies
 
 
 @dataclass
@@ -49,7 +58,11 @@ class Contrast(NamedTuple):
 
 
 class Network(nn.Module):
-    """An encoder ([N, C, H, W] -> [N, d]) and one classifier head ([N, d] -> [N, classes]).
+    """An encoder and one classifier head ([N, d] -> [N, classes]).
+
+    An encoder for images maps [N, C, H, W] -> [N, d]. One for texts maps [N, L] token ids, -1 beyond a text's end, and has `embed`, which
+    makes the embedded form of them: [N, L, e + 1] word embeddings, in the last channel 1 where there is a token and 0 beyond the end. It
+    maps that form too, so that texts can be mixed and moved as images are.
 
     Args:
         dropout: probability that training drops a feature before the head.
@@ -64,6 +77,25 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Output:
         features = self.encoder(x)
         return Output(self.head(features if self.dropout is None else self.dropout(features)), features)
+
+    @property
+    def reads_text(self) -> bool:
+        return hasattr(self.encoder, "embed")
+
+    def continuous(self, x: Tensor) -> Tensor:
+        """Inputs that can be mixed and moved: images as they are, texts embedded, with gradient to the embeddings."""
+        return x if torch.is_floating_point(x) else self.encoder.embed(x)
+
+    def movable(self, x: Tensor, r: Tensor) -> Tensor:
+        """What of r [N, ...] can move continuous inputs x: all of it for images; for texts the embeddings of tokens, and 0 elsewhere."""
+        if not self.reads_text:
+            return r
+        r = r * (x[..., -1:] > 0)
+        return torch.cat([r[..., :-1], torch.zeros_like(r[..., -1:])], dim=-1)
+
+    def moved(self, x: Tensor, r: Tensor) -> Tensor:
+        """Continuous inputs x [N, ...] + r, so far as they can move."""
+        return x + self.movable(x, r)
 
     def train(self, mode: bool = True) -> Network:
         super().train(mode)

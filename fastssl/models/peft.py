@@ -15,7 +15,8 @@
 
 All combine but vpt_shallow with vpt_deep; full, linear and lp_ft stand alone. `partial` = k keeps adapters, prompts and tuned biases
 to the last k blocks (shallow prompts then enter before the first of them; the final norm's biases stay in). Adapters and prompts
-need a vision transformer of timm, open_clip or our own; full, linear, lp_ft, bias and bn work on every network.
+need a vision transformer of timm, open_clip or our own; full, linear, lp_ft, bias and bn work on every network. What text encoders
+take of these, and how, is in text_tuning.py.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from torch import nn
 
 from ..config import ModelConfig
 from ..pipelines.errors import ConfigError, unknown
-from . import adapters, towers
+from . import adapters, text_tuning, towers
+from .text_tower import TextEncoder
 from .tuned_block import TunedBlock
 
 ALONE = ("full", "linear", "lp_ft")
@@ -65,10 +67,12 @@ def tune(encoder: nn.Module, config: ModelConfig, *, name: str) -> nn.Module:
         ConfigError: names that do not combine, or that this network cannot take.
     """
     names = parse(config.tune)
-    tower = towers.find(encoder)
-    _check(names, config, tower, encoder, name)
     if "lp_ft" in names:
         encoder.probe_share = config.lp_share
+    if isinstance(encoder, TextEncoder):
+        return text_tuning.tune(encoder, names, config, name)
+    tower = towers.find(encoder)
+    _check(names, config, tower, encoder, name)
     if names[0] not in ("full", "lp_ft"):
         encoder.requires_grad_(False)
     for wanted in names:
@@ -91,6 +95,8 @@ def probe_share(encoder: nn.Module) -> float:
 
 def kept(encoder: nn.Module) -> tuple[str, ...]:
     """What `merge` could not fold: of "prompts", "adapter", "adaptformer", "ssf on a map without bias"."""
+    if isinstance(encoder, TextEncoder):
+        return text_tuning.kept(encoder)
     found = [word for module in encoder.modules() if isinstance(module, TunedBlock) for word in module.kept()]
     return tuple(dict.fromkeys(found))
 
@@ -108,6 +114,8 @@ def merge(encoder: nn.Module) -> nn.Module:
     if left:
         raise ConfigError(f"{', '.join(left)} cannot be folded into a network's weights; keep the run's checkpoint, which holds them")
     plain = copy.deepcopy(encoder)
+    if isinstance(plain, TextEncoder):
+        return text_tuning.merge(plain)
     tower = towers.find(plain)
     for i, block in enumerate(tower.blocks if tower is not None else ()):
         if isinstance(block, TunedBlock):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from . import vit
+from . import text_tower, vit
 
 
 class Tower(NamedTuple):
@@ -88,8 +88,10 @@ def layers(encoder: nn.Module) -> tuple[dict[str, int], int] | None:
 
     As in timm and USB: embeddings are layer 0, block l (from 0) and what was added to it layer l + 1, the final norm goes with the
     last block, pooling layers with the head at L + 1. Other networks of timm go by its own coarse groups (the stages of a
-    convolutional network).
+    convolutional network), text encoders by text_tower.py.
     """
+    if isinstance(encoder, text_tower.TextEncoder):
+        return text_tower.layer_numbers(encoder)
     tower = find(encoder)
     names = [name for name, _ in encoder.named_parameters()]
     if tower is None:

@@ -20,16 +20,18 @@ from .heads import CosineHead
 from .network import Network, Report
 from .peft import tune
 
-KNOWN = "glyph_clip and open_clip:ARCH/TAG"
+KNOWN = "glyph_clip, open_clip:ARCH/TAG, or transformers:NAME for texts"
 
 
 class Joint(nn.Module):
-    """An image tower that answers with joint features: [N, 3, H, W] -> [N, e], not yet of unit length."""
+    """A tower that answers with joint features: [N, 3, H, W] images or texts -> [N, e], not yet of unit length."""
 
     def __init__(self, encoder: nn.Module, projection: Tensor | None):
         super().__init__()
         self.encoder = encoder
         self.register_buffer("projection", projection)
+        if hasattr(encoder, "embed"):  # of texts (see network.py)
+            self.embed = encoder.embed
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.encoder(x)
@@ -51,17 +53,45 @@ def check(config: Any) -> None:
         raise ConfigError(f"labelling by class names needs a text tower, and {config.name} has none; take {KNOWN}")
 
 
+def phrases(classes: tuple[str, ...], prompts: tuple[str, ...], templates: tuple[str, ...]) -> list[list[str]]:
+    """What each class is called: its own descriptions where it has some, else its name in every template.
+
+    Args:
+        classes: C class names; underscores are read as spaces.
+        prompts: templates, with {} in the place of the name, and descriptions, as CLASS=TEXT; each kind may be repeated.
+        templates: what is taken where `prompts` has none.
+
+    Raises:
+        ConfigError: a prompt that is neither.
+    """
+    own: dict[str, list[str]] = {}
+    given = []
+    for text in prompts:
+        name, equals, description = text.partition("=")
+        if equals and name.strip() in classes and description.strip():
+            own.setdefault(name.strip(), []).append(description.strip())
+        elif text.count("{}") == 1:
+            given.append(text)
+        else:
+            raise ConfigError(
+                f"--prompt '{text}' is neither a template with one {{}} nor a description of a class, CLASS=TEXT with a CLASS of "
+                f"{', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"
+            )
+    return [own.get(c) or [template.replace("{}", c.replace("_", " ")) for template in given or templates] for c in classes]
+
+
 def build(config: Any, classes: tuple[str, ...], prompts: tuple[str, ...] = (), *, report: Report | None = None) -> Network:
     """The zero-shot classifier of a ModelConfig's network and weights.
 
     Args:
         config: names the network and its weights.
         classes: C class names; underscores are read as spaces.
-        prompts: texts with {} in the place of a class's name; the model's own if there are none.
+        prompts: texts with {} in the place of a class's name; the model's own if there are none. For networks that read texts also
+            descriptions of one class each, CLASS=TEXT (see `phrases`).
         report: takes what there is to say about weights and prompts.
 
     Raises:
-        ConfigError: no text tower. SetupError: weights that cannot be had.
+        ConfigError: no text tower, or a prompt that does not fit. SetupError: weights that cannot be had.
     """
     check(config)
     made = _family(config.name).contrast(config, classes, prompts, Report() if report is None else report)

@@ -27,6 +27,7 @@ ACTIVE = {
     "debiaspl": {"threshold": 0.0},
     "layermatch": {"threshold": 0.0},
     "finessl": {"threshold": 0.0},
+    "sentaugment": {"bank": "own", "keep": 1.0},
     "semikd": {"threshold": 0.0},
 }
 _LOW = {"threshold": 0.0}
@@ -82,6 +83,7 @@ FORMS = {
     "layermatch, outputs": ("layermatch", {**_LOW, "averaging": "outputs"}),
     "layermatch, teacher": ("layermatch", {**_LOW, "averaging": "teacher"}),
     "layermatch, centres": ("layermatch", {**_LOW, "averaging": "centres"}),
+    "sentaugment, hard, strong": ("sentaugment", {"bank": "own", "keep": 1.0, "targets": "hard", "view": "strong"}),
     "zeromatch, mlp, freematch": ("zeromatch", {"distil_share": 0.0, "inner": "freematch", "auxiliary": "mlp", "annealing": "constant"}),
     "zeromatch, flexmatch, no auxiliary head": (
         "zeromatch",
@@ -105,9 +107,12 @@ CASES = {name: (name, ACTIVE.get(name, {})) for name in TRAINED} | FORMS
 
 def lived(name, m):
     """The method as it is once each sample has been seen, where before that its unlabelled term says nothing."""
+    p = torch.rand(m.spec.rows, m.spec.num_classes, generator=torch.Generator().manual_seed(0)).softmax(1)
     if name == "temporal_ensembling":
-        p = torch.rand(m.spec.rows, m.spec.num_classes, generator=torch.Generator().manual_seed(0)).softmax(1)
         m.bank.write(torch.arange(m.spec.rows), p, torch.tensor(True))
+    if name == "sentaugment":
+        rows = torch.arange(m.spec.rows - m.spec.unlabelled, m.spec.rows)
+        m.taught.write(rows, p[rows])
     return m
 
 

@@ -23,6 +23,7 @@ class Alignment(nn.Module):
         memory: "ema", or "queue": the mean of the last 128 batches (official AdaMatch), places not yet filled being uniform.
         shares: [C] shares of the labelled classes, for "labelled".
         from_batch: an ema starts from the first batch's mean (USB), else from the uniform marginal (TorchSSL).
+        decay: of the averages.
         lagging: the marginals of a step are those of the steps before it (ReMixMatch's code), uniform at first.
     """
 
@@ -42,9 +43,10 @@ class Alignment(nn.Module):
         shares: Tensor | None = None,
         from_batch: bool = True,
         lagging: bool = False,
+        decay: float = MOMENTUM,
     ):
         super().__init__()
-        self.target, self.memory, self.from_batch, self.lagging = target, memory, from_batch, lagging
+        self.target, self.memory, self.from_batch, self.lagging, self.decay = target, memory, from_batch, lagging, decay
         uniform = torch.full((classes,), 1 / classes)
         self.register_buffer("shares", uniform.clone() if shares is None else shares.to(torch.float32), persistent=False)
         self.register_buffer("target_marginal", uniform.clone())
@@ -68,11 +70,11 @@ class Alignment(nn.Module):
             oldest = self.queue.index_select(0, self.place.view(1))[0]
             marginal = (self.queue.sum(0) - oldest + mean) / BATCHES
         else:
-            marginal = MOMENTUM * self.marginal + (1 - MOMENTUM) * mean
+            marginal = self.decay * self.marginal + (1 - self.decay) * mean
             if self.from_batch:
                 marginal = torch.where(self.begun, marginal, mean)
         if self.target == "predicted":
-            target = MOMENTUM * self.target_marginal + (1 - MOMENTUM) * labelled_mean
+            target = self.decay * self.target_marginal + (1 - self.decay) * labelled_mean
         else:
             target = self.target_marginal
         used, goal = (self.marginal, self.target_marginal) if self.lagging else (marginal, target)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ...config import option
+from ...models import Network
 from ...pipelines import keyed
 from ...pipelines.batch import DataSpec
 from ...schedules import Clock
 from . import noise
+from .mixing import continuous
 from .options import MethodOptions
 from .ramps import RAMPS, ramp
 
@@ -52,7 +54,9 @@ class ConsistencyOptions(RampOptions):
         source="batch: Laine & Aila 2017, Mean Teacher; streams: TorchSSL, USB",
         choices=("batch", "streams"),
     )
-    noise: float = option(0.0, "standard deviation of Gaussian noise on the normalised images", source="Laine & Aila 2017: 0.15", least=0)
+    noise: float = option(
+        0.0, "standard deviation of Gaussian noise on normalised images, or on word embeddings", source="Laine & Aila 2017: 0.15", least=0
+    )
 
 
 def consistency_weight(config: RampOptions, clock: Clock) -> Tensor | float:
@@ -73,19 +77,25 @@ def reduced(supervised: Tensor, unsupervised: Tensor, reduction: str) -> tuple[T
     return supervised.sum() / len(unsupervised), unsupervised.mean()
 
 
-def noisy(views: tuple[Tensor, ...], index: Tensor, deviation: float, clock: Clock, *, use: int) -> list[Tensor]:
+def noisy(
+    views: tuple[Tensor, ...], index: Tensor, deviation: float, clock: Clock, *, use: int, network: Network | None = None
+) -> list[Tensor]:
     """Views [n, ...] with Gaussian noise, keyed by (seed, step, use, view, row); as they are where `deviation` is 0.
 
     Args:
         index: [n] int64 rows of the data set.
         use: LABELLED or UNLABELLED.
+        network: embeds texts, whose word embeddings get the noise.
     """
     if deviation == 0:
         return list(views)
     streams = [noise.stream(keyed.key(_NOISE, use, number), clock) for number in range(len(views))]
-    return [
-        view + deviation * noise.normal(key, index, tuple(view.shape[1:]), view.dtype) for view, key in zip(views, streams, strict=True)
-    ]
+    moved = []
+    for view, key in zip(views, streams, strict=True):
+        view = continuous(network, view)
+        r = deviation * noise.normal(key, index, tuple(view.shape[1:]), view.dtype)
+        moved.append(view + r if network is None else network.moved(view, r))
+    return moved
 
 
 def probabilities(logits: Tensor) -> Tensor:

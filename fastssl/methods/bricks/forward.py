@@ -35,9 +35,20 @@ def forward_views(network: Network, batch: Batch, no_grad: int, weak_pass: str) 
 def forward_together(network: Network, views: list[Tensor], statistics: str = "update") -> list[Output]:
     """Views as one batch of the network, and its outputs apart again.
 
+    Texts of several lengths, or embedded beside others that are not, are a batch for each kind: networks for texts have no batch-norm, so
+    that rows do not see each other, and padding to the longest would be work for nothing.
+
     Args:
         statistics: batch-norm's mode in this pass, see batchnorm.py.
     """
+    kinds = list(dict.fromkeys((view.shape[1:], view.dtype) for view in views))
+    if len(kinds) > 1:
+        found: list[Output] = [None] * len(views)  # type: ignore[list-item]
+        for kind in kinds:
+            places = [place for place, view in enumerate(views) if (view.shape[1:], view.dtype) == kind]
+            for place, out in zip(places, forward_together(network, [views[place] for place in places], statistics), strict=True):
+                found[place] = out
+        return found
     sizes = [len(view) for view in views]
     with batchnorm(network, statistics):
         out = network(torch.cat(views) if len(views) > 1 else views[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels import cross_entropy
@@ -12,7 +13,7 @@ from ...models import Network
 from ...pipelines.batch import Batch
 from ...schedules import Clock
 from .batchnorm import batchnorm
-from .mixing import Mix, drawn, mixed
+from .mixing import Mix, continuous, drawn, mixed
 
 FORWARDS = ("together", "interleaved")
 SHARES = ("sample", "batch")
@@ -33,7 +34,7 @@ def onehot(label: Tensor, like: Tensor) -> Tensor:
 class Stack(NamedTuple):
     """B labelled rows, then the rows of all unlabelled views, each with its soft target."""
 
-    images: Tensor  # [n, ...]
+    images: Tensor  # [n, ...]; texts as word embeddings
     target: Tensor  # [n, C] without gradient
     weight: Tensor  # [B] of the labelled rows
 
@@ -43,7 +44,7 @@ class Stack(NamedTuple):
         return cross_entropy(logits[:b], self.target[:b], sample_weight=self.weight).mean()
 
 
-def stacked(batch: Batch, guess: Tensor, clock: Clock, *, alpha: float, each: str) -> Stack:
+def stacked(batch: Batch, guess: Tensor, clock: Clock, *, alpha: float, each: str, network: Network | None = None) -> Stack:
     """All views of a batch as one stack, mixed: x <- s x + (1 - s) x[partner], and the targets alike, 1/2 <= s.
 
     A label's weight counts where the label does: its own row's loss is taken by it, and as a partner of weight w the row enters with w
@@ -52,9 +53,14 @@ def stacked(batch: Batch, guess: Tensor, clock: Clock, *, alpha: float, each: st
     Args:
         guess: [U, C] the target of every view of an unlabelled row.
         alpha: of Beta(alpha, alpha), 0 leaves the rows as they are. each: "sample" draws s for each row, "batch" one for all.
+        network: embeds texts, with gradient, which are then brought to the longest one's length.
     """
     known = onehot(batch.label, guess)
-    images = torch.cat([*batch.labelled, *batch.unlabelled])
+    views = [continuous(network, view) for view in (*batch.labelled, *batch.unlabelled)]
+    if views[0].dim() == 3:
+        longest = max(view.shape[1] for view in views)
+        views = [F.pad(view, (0, 0, 0, longest - view.shape[1])) for view in views]
+    images = torch.cat(views)
     target = torch.cat([known, *[guess] * len(batch.unlabelled)])
     if alpha > 0:
         mix = drawn(clock, len(images), alpha, each=each, major=True, device=images.device)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...models import Network
 from ...pipelines import keyed
 from ...pipelines.batch import Batch
 from ...schedules import Clock
@@ -73,13 +74,22 @@ class MixedBatch(NamedTuple):
         )
 
 
-def mixed_batch(batch: Batch, clock: Clock, alpha: float, whole: int) -> MixedBatch:
-    """A batch mixed within itself: labelled rows with labelled ones, unlabelled rows with unlabelled ones, by one lambda."""
+def continuous(network: Network | None, view: Tensor) -> Tensor:
+    """A view that can be mixed: as it is, unless `network` reads texts, whose word embeddings are mixed (Guo et al. 2019, wordMixup)."""
+    return view if network is None else network.continuous(view)
+
+
+def mixed_batch(batch: Batch, clock: Clock, alpha: float, whole: int, network: Network | None = None) -> MixedBatch:
+    """A batch mixed within itself: labelled rows with labelled ones, unlabelled rows with unlabelled ones, by one lambda.
+
+    Args:
+        network: embeds texts, with gradient.
+    """
     device = batch.label.device
     known = drawn(clock, len(batch.label), alpha, device=device)
     other = Mix(noise.permutation(noise.stream(keyed.key(_ORDER, 1), clock), len(batch.unlabelled_index)), known.share)
     new = batch._replace(
-        labelled=tuple(mixed(view, known) for view in batch.labelled),
-        unlabelled=tuple(mixed(view, other) if k >= whole else view for k, view in enumerate(batch.unlabelled)),
+        labelled=tuple(mixed(continuous(network, view), known) for view in batch.labelled),
+        unlabelled=tuple(mixed(continuous(network, view), other) if k >= whole else view for k, view in enumerate(batch.unlabelled)),
     )
     return MixedBatch(new, known, other, whole)

@@ -48,7 +48,14 @@ class UnlabelledOptions(MethodOptions):
         choices=("none", "uniform", "labelled", "predicted"),
     )
     align_memory: str = option(
-        "ema", "running marginal of predictions: an average of decay 0.999 (USB), or of the last 128 batches", choices=("ema", "queue")
+        "ema", "running marginal of predictions: an average by align_decay (USB), or of the last 128 batches", choices=("ema", "queue")
+    )
+    align_decay: float = option(
+        0.999,
+        "decay of alignment's running averages; a run of some hundred steps wants less",
+        source="AdaMatch, USB: 0.999",
+        least=0,
+        most=1,
     )
     logit_adjustment: float = option(
         0.0,

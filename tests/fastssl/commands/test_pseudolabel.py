@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastssl.cli import main, parser
-from fastssl.commands import pseudolabel
+from fastssl.commands import labelling
 from fastssl.commands.train import configure
 from fastssl.models import zero_shot
 from fastssl.pipelines import foundation, sources, splits
@@ -139,9 +139,9 @@ def test_a_set_of_test_images_alone(tmp_path, capsys):
     from fastssl.pipelines.errors import DataError
 
     with pytest.raises(DataError, match="--test-rows labels them"):
-        pseudolabel.wanted(np.ones(3, bool), args)
+        labelling.wanted(np.ones(3, bool), args)
     args = parser().parse_args([*GLYPH, *out, "--test-rows"])
-    assert pseudolabel.wanted(np.ones(3, bool), args).tolist() == [0, 1, 2]
+    assert labelling.wanted(np.ones(3, bool), args).tolist() == [0, 1, 2]
 
 
 def test_answers_that_are_not_finite_write_nothing(tmp_path, capsys, monkeypatch):
@@ -183,7 +183,7 @@ def test_files_are_kept_unless_told(tmp_path, capsys, trained):
         (
             ["--data", "digits", "--model", "wrn-28-2"],
             2,
-            "needs a text tower, and wrn-28-2 has none; take glyph_clip and open_clip:ARCH/TAG",
+            "needs a text tower, and wrn-28-2 has none; take glyph_clip, open_clip:ARCH/TAG",
         ),
         (["--data", "digits", "--model", "glyph_clop"], 2, "unknown model 'glyph_clop'; did you mean glyph_clip?"),
         (["--data", "digits", "--model", "glyph_clip", "--weights", "random"], 2, "learned nothing"),

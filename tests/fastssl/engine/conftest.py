@@ -87,6 +87,9 @@ class Tape(TorchDispatchMode):
         self.calls.append((func, args, kwargs or {}, out))
         return out
 
+    def another(self):
+        return Tape(self.warm_ups)
+
     def warm_up(self, run):
         for _ in range(self.warm_ups):
             run()

@@ -81,7 +81,7 @@ class Dropping(nn.Module):
 
 
 def step_of(toy, name, *, ema=0.9, optimizer="sgd", dropping=False, pipeline=None, **train):
-    method = toy.method(name, **ACTIVE.get(name, {}))
+    method = method_cases.lived(name, toy.method(name, **ACTIVE.get(name, {})))
     if dropping:
         torch.manual_seed(0)
         method.network.encoder = Dropping().double()

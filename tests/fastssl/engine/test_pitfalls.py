@@ -276,7 +276,7 @@ def test_capture_minds_its_own_thread(monkeypatch):
     recorder = capture.CudaRecorder(torch.device("cuda"))
     recorder.warm_up(lambda: runs.append(1))
     recorder.record(lambda: runs.append(1))
-    assert seen == [recorder.stream, {"stream": recorder.stream, "capture_error_mode": "thread_local"}]
+    assert seen == [recorder.stream, {"pool": None, "stream": recorder.stream, "capture_error_mode": "thread_local"}]
     assert len(runs) == capture.WARM_UPS + 1
 
 

@@ -230,5 +230,5 @@ def test_layer_decay_moves_its_rates_in_place():
 
 
 def test_layer_decay_needs_an_order_of_layers():
-    with pytest.raises(ConfigError, match="train.layer_decay needs a vision transformer or a network of timm's, got Sequential"):
+    with pytest.raises(ConfigError, match="train.layer_decay needs a network whose layers are known .*, got Sequential"):
         Update(plain_method(), Stage(10), TrainConfig(layer_decay=0.5))

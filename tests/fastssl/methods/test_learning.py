@@ -84,6 +84,7 @@ LEARNING = {
     "debiaspl": (0.6, {}),
     "layermatch": (0.6, {}),
     "finessl": (0.6, {}),
+    "sentaugment": (0.6, {"bank": "own", "teacher_share": 0.5, "retrieved": 50}),
     "semikd": (0.6, {}),
     "zeromatch": (0.6, {}),
     "pseudo_supervision": (0.9, {}),
@@ -144,6 +145,8 @@ RESUMED = {
     "layermatch, teacher": ("layermatch", {"threshold": 0, "averaging": "teacher"}, (3,), ("teacher.head.weight",)),
     "layermatch, centres": ("layermatch", {"threshold": 0, "averaging": "centres"}, (3,), ("centres",)),
     "finessl": ("finessl", {"pace_threshold": 0, "threshold": 0}, (3,), ("pace.counts", "pace.pace", "auxiliary.weight")),
+    # Three steps of the teacher, three of the student.
+    "sentaugment": ("sentaugment", {"bank": "own", "retrieved": 30, "teacher_share": 0.5}, (2, 3, 5), ("network.head.weight",)),
     "semikd": ("semikd", {"pace_threshold": 0, "threshold": 0}, (3,), ("ratio", "auxiliary.weight")),
     # Three steps of stage 1, three of stage 2.
     "zeromatch": ("zeromatch", {"inner_options": "threshold=0"}, (2, 3, 5), ("network.head.weight", "inner.alignment.marginal")),

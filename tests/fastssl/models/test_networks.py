@@ -130,7 +130,7 @@ def test_batchnorm_of_a_module_that_is_handed_over_keeps_its_momentum_too():
         ({"name": "wrn-28-0"}, ConfigError, ("unknown model 'wrn-28-0'", "wrn-28-2")),
         ({"name": "resnet18"}, ConfigError, ("did you mean timm:resnet18?",)),
         ({"name": "timm:"}, ConfigError, ("timm:resnet18",)),
-        ({"name": "transformers:bert"}, ConfigError, ("transformers:bert", "timm:NAME")),
+        ({"name": "transformers:./bert"}, SetupError, ("there is no folder ./bert",)),
         ({"name": "wrn-28-2", "img_size": 32}, ConfigError, ("model.img_size", "wrn-28-2")),
         ({"name": "wrn-28-2", "weights": "gone.safetensors"}, SetupError, ("gone.safetensors", "no such file")),
         ({"name": "wrn-28-2", "weights": "bomb.pth"}, SetupError, ("bomb.pth", "can carry code")),

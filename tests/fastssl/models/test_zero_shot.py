@@ -39,7 +39,9 @@ def test_prompts_that_are_cut_are_told_of():
 
 @pytest.mark.parametrize("name", ["wrn-28-2", "wrn-10-1", "preact-resnet-18", "timm:resnet18", "torch.nn:Identity"])
 def test_a_model_without_a_text_tower(name):
-    with pytest.raises(ConfigError, match=f"needs a text tower, and {name} has none; take glyph_clip and open_clip:ARCH/TAG"):
+    with pytest.raises(
+        ConfigError, match=f"needs a text tower, and {name} has none; take glyph_clip, open_clip:ARCH/TAG, or transformers:NAME for texts"
+    ):
         zero_shot.check(ModelConfig(name=name))
 
 
