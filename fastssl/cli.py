@@ -18,11 +18,11 @@ from .pipelines.errors import ConfigError, FastsslError, unknown
 COMMANDS: dict[str, str] = {
     "train": "train a classifier from a few labels and many unlabelled samples",
     "sweep": "run a grid of methods, settings and seeds, and make one table of it",
-    "eval": "judge a finished run on test images",
-    "predict": "label new images with a finished run",
+    "eval": "judge a finished run on test images or texts",
+    "predict": "label new images or texts with a finished run",
     "pseudolabel": "label a set by class names or by a finished run, for --foundation-labels",
-    "export": "write a run's network as files that timm, open_clip or torch load",
-    "data": "draw a contact sheet of views, or open every image of a set and count",
+    "export": "write a run's network as files that timm, open_clip, transformers or torch load",
+    "data": "draw a contact sheet of views, or open every image or text of a set and count",
     "methods": "list the methods, or show one with its options",
     "presets": "list the published settings, or show one with its source",
     "doctor": "say what this machine has and lacks",
@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """The whole command line. Light: a command's heavy modules are imported when it runs."""
-    top = Parser(prog="fastssl", description="Train image classifiers from a few labels and many unlabelled samples.")
+    top = Parser(prog="fastssl", description="Train classifiers of images and texts from a few labels and many unlabelled samples.")
     top.add_argument("--version", action="version", version=f"fastssl {__version__}")
     subs = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name, summary in COMMANDS.items():

@@ -72,7 +72,7 @@ class Stream:
         """Takes these rows, in place. `order` is then the place in the given rows of each row of the stream."""
         group, self.lengths = grouped(size, lengths, batch)
         if single and len(rows):
-            group, self.lengths = np.zeros_like(group), self.lengths[-1:]
+            group, self.lengths = np.zeros_like(group), (min(self.lengths[-1], -(-int(size.max()) // 8) * 8),)
         self.order = np.argsort(group, kind="stable")
         counts = np.bincount(group, minlength=len(self.lengths))
         self.shares = np.cumsum(counts / max(1, len(rows)))

@@ -19,16 +19,17 @@ from ..pipelines.set_facts import default_root
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="machine-readable output: one JSON object")
     parser.add_argument("--model", help="foresee the memory of training this network")
-    parser.add_argument("--batch", type=int, metavar="B", help="labelled images a step of that run; the method's own if left out")
+    parser.add_argument("--batch", type=int, metavar="B", help="labelled images or texts a step of that run; the method's own if left out")
     parser.add_argument("--method", help="its method; finessl if left out")
     parser.add_argument("--amp", help="its mixed precision: off, bf16 or fp16")
     parser.add_argument("--size", type=int, metavar="S", help="side of its images in pixels; the network's own, else 32")
+    parser.add_argument("--max-length", type=int, metavar="L", help="tokens of its texts; as many as the encoder takes if left out")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the report, as one JSON object where `args.json` is set. 0, or 4 where a package that every run needs is missing."""
     report = examine()
-    if any(getattr(args, name, None) is not None for name in ("model", "batch", "method", "amp", "size")):
+    if any(getattr(args, name, None) is not None for name in ("model", "batch", "method", "amp", "size", "max_length")):
         from .foresight import foreseen
 
         report["run"] = foreseen(args)

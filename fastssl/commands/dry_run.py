@@ -32,7 +32,7 @@ def describe(parts: Any, as_json: bool, *, quiet: bool = False) -> int:
         return 0
     print(yaml.safe_dump(parts.config.nested(), sort_keys=False), end="")
     more = f" ({extra} of them extra)" if extra else ""
-    print(f"# {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled{more}, {len(split.test)} test images")
+    print(f"# {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled{more}, {len(split.test)} test {parts.source.samples}")
     print(f"# {trained:,} trained weights on {parts.device}")
     for note in [*parts.notes, *(f"warning: {text}" for text in parts.warnings)]:
         print(f"# {note}")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ..pipelines.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..models import InputSpec
 
 CLASSES, SIZE = 10, 32  # taken where no data set says how many, and what side its images have
 
@@ -26,13 +31,21 @@ def foreseen(args: argparse.Namespace) -> dict[str, Any]:
 
     name = args.method or DEFAULT_METHOD
     kind = methods.find(name)
-    asked = {"model.name": args.model, "train.batch_size": args.batch, "train.amp": args.amp, "data.size": args.size}
+    asked = {
+        "model.name": args.model,
+        "train.batch_size": args.batch,
+        "train.amp": args.amp,
+        "data.size": args.size,
+        "data.max_length": args.max_length,
+    }
     given = {key: value for key, value in asked.items() if value is not None}
     lowest = presets.defaults(name, model=args.model, data="any")  # the method's own recipe, not the one for digits
     config = resolve(name, kind.Config, [("preset", lowest), ("the command line", given)])
     device = choose_device("auto", config.train.amp)
     model = models.bare(config.model)
-    size = models.describe(model, args.size).size or args.size or SIZE
+    shape = shape_of(models.describe(model, args.size), model.name, args.size, args.max_length)
+    texts = len(shape) == 1
+    size = None if texts else shape[-1]
     train, views = config.train, kind.asks(config.method)
     unlabelled = train.batch_size * train.ratio if views.unlabelled else 0
     with torch.random.fork_rng(devices=[]):
@@ -40,14 +53,15 @@ def foreseen(args: argparse.Namespace) -> dict[str, Any]:
     if network.has_batchnorm:
         network = network.to(memory_format=torch.channels_last)
     weak_pass = train.weak_pass if train.weak_pass != "auto" else "joint" if network.has_batchnorm else "separate"
-    spec = DataSpec("none", tuple(map(str, range(CLASSES))), (3, size, size), train.batch_size + unlabelled, unlabelled)
+    spec = DataSpec("none", tuple(map(str, range(CLASSES))), shape, train.batch_size + unlabelled, unlabelled)
     method = kind(config.method, network, spec, unlabelled_batch=unlabelled, ema=train.ema, weak_pass=weak_pass).to(device).train()
     found = memory.foresee(method, train, views=views, image=spec.shape, rows=train.batch_size)
     space = memory.room(device)
     more = f" and {unlabelled} unlabelled" if unlabelled else ""
+    samples = f"texts of {shape[0]} tokens" if texts else f"images of {size} x {size} pixels"
     said = [
-        f"{model.name} by {name}: {train.batch_size} labelled{more} images of {size} x {size} pixels a step, amp {train.amp}, on {device}",
-        f"memory: {found.said()}; images held there come on top",
+        f"{model.name} by {name}: {train.batch_size} labelled{more} {samples} a step, amp {train.amp}, on {device}",
+        f"memory: {found.said()}; {found.sample}s held there come on top",
     ]
     fits = None if space is None else found.fits(space)
     if space is not None:
@@ -59,6 +73,7 @@ def foreseen(args: argparse.Namespace) -> dict[str, Any]:
         "batch_size": train.batch_size,
         "ratio": train.ratio,
         "size": size,
+        "max_length": shape[0] if texts else None,
         "amp": train.amp,
         "device": str(device),
         "peak_bytes": found.peak,
@@ -68,3 +83,19 @@ def foreseen(args: argparse.Namespace) -> dict[str, Any]:
         **{key: value for key, value in dataclasses.asdict(found).items() if key in ("fixed", "per_row", "after", "evaluation")},
         "said": said,
     }
+
+
+def shape_of(about: InputSpec, name: str, side: int | None, longest: int | None) -> tuple[int, ...]:
+    """[C, H, W] of an image, or [L] of a text.
+
+    Raises:
+        ConfigError: tokens asked for of a network that reads images, or more than it takes.
+    """
+    if about.text is None:
+        if longest is not None:
+            raise ConfigError(f"--max-length counts tokens, and {name} reads images; leave it out")
+        size = about.size or side or SIZE
+        return 3, size, size
+    if longest is not None and longest > about.text.longest:
+        raise ConfigError(f"--max-length {longest}: {name} takes {about.text.longest} tokens at most; ask for fewer")
+    return (longest or about.text.longest,)

@@ -29,6 +29,7 @@ import torch
 
 from ..config import SECTIONS, RunConfig, read_yaml, resolve
 from ..methods import find
+from ..pipelines import sources
 from ..pipelines.errors import ConfigError, FastsslError, Preempted
 from . import checkpoint, classical
 from .assemble import assemble
@@ -47,6 +48,7 @@ FILES = (
     "labels",
     "extra_unlabelled",
 )  # of `data`: their content decides a result, and a path does not tell it
+TABLES = ("name", "test")  # the same of a run on texts
 
 
 def content(path: str | None) -> str | None:
@@ -90,7 +92,8 @@ class Cell:
         nested = self.config.nested()
         if classical.is_peer(self.method):
             nested = {"method": nested["method"], "data": nested["data"], "train": {"seed": self.seed}}
-        nested["files"] = {key: digest for key in FILES if (digest := content(nested["data"].get(key)))}
+        keys = (*FILES, *TABLES) if sources.is_table(self.config.data.name) else FILES
+        nested["files"] = {key: digest for key in keys if (digest := content(nested["data"].get(key)))}
         return json.loads(json.dumps(nested))
 
 

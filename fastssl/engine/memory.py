@@ -34,19 +34,20 @@ EVALUATED = 512  # images at once, see sweep.logits_of
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of an eager step, as a line over the labelled images that one draw brings (with their unlabelled ones).
+    """Bytes at the peak of an eager step, as a line over the labelled samples that one draw brings (with their unlabelled ones).
 
     The line goes through this draw and one twice as large. What makes the views, the loss's own rows and libraries' workspaces are
     not in it.
     """
 
     device: str
-    rows: int  # labelled images a draw
-    fixed: int  # weights, gradients, optimiser, averages, images held, what the process or device held before
-    per_row: int  # a labelled image and its unlabelled ones: their views, and what the backward pass keeps of them
+    rows: int  # labelled images (or texts) a draw
+    fixed: int  # weights, gradients, optimiser, averages, samples held, what the process or device held before
+    per_row: int  # a labelled sample and its unlabelled ones: their views, and what the backward pass keeps of them
     evaluation: int  # what evaluating takes beside weights
     after: int = 0  # gradients and the way of averages, at the end of a step, where they are more than what the fixed part has of them
     captured: bool = False  # a captured step's memory stays its own, and evaluation needs more beside it
+    sample: str = "image"  # or "text", in words for people
 
     @property
     def peak(self) -> int:
@@ -54,7 +55,7 @@ class Memory:
         return self.fixed + (step + self.evaluation if self.captured else max(step, self.evaluation))
 
     def rows_in(self, room: int, *, evaluating: bool = False) -> int:
-        """Labelled images a draw that `room` bytes hold, `SPARE` left over, rounded down; 0 where the fixed part alone is too much."""
+        """Labelled samples a draw that `room` bytes hold, `SPARE` left over, rounded down; 0 where the fixed part alone is too much."""
         left = int(room * (1 - SPARE)) - self.fixed - (self.evaluation if evaluating or self.captured else 0)
         return max(0, left // max(1, self.per_row)) if left >= self.after else 0
 
@@ -67,7 +68,7 @@ class Memory:
 
     def said(self) -> str:
         what = "allocated" if self.device != "cpu" else "resident"
-        return f"about {told(self.peak)} {what} at the peak ({told(self.fixed)} fixed, {told(self.per_row)} a labelled image)"
+        return f"about {told(self.peak)} {what} at the peak ({told(self.fixed)} fixed, {told(self.per_row)} a labelled {self.sample})"
 
 
 def foresee(
@@ -77,9 +78,9 @@ def foresee(
 
     Args:
         method: on its device, which tells what is held already. It is left in its first stage.
-        views: of a draw. image: [C, H, W] of one.
-        rows: labelled images a draw.
-        tested: images of the test part.
+        views: of a draw. image: [C, H, W] of one; of texts [L] of the longest.
+        rows: labelled samples a draw.
+        tested: samples of the test part.
         held: bytes of optimiser state that are allocated already.
 
     Raises:
@@ -91,6 +92,7 @@ def foresee(
     states = 0 if train.optimizer == "sgd" and train.momentum == 0 else STATES[train.optimizer]
     networks = [module for module in method.modules() if isinstance(module, Network)]
     found: dict[tuple, Memory] = {}
+    sample = "text" if len(image) == 1 else "image"
     captured = device.type == "cuda" and train.step_mode in ("auto", "graph")
     evaluation = evaluation_bytes(method.judged(), min(EVALUATED, tested), image, device, amp) if tested else 0
     for stage in stages(method, train.steps):
@@ -111,7 +113,7 @@ def foresee(
         per_row = (taken[1] - taken[0]) // rows
         still = max(0, taken[0] - per_row * rows)  # of a step whatever the batch
         fixed = max(0, base + states * weights + still)
-        found[key] = Memory(str(device), rows, fixed, per_row, evaluation, max(0, weights + moved - still), captured)
+        found[key] = Memory(str(device), rows, fixed, per_row, evaluation, max(0, weights + moved - still), captured, sample)
     method.enter(next(stages(method, train.steps)))
     return max(found.values(), key=lambda memory: memory.peak)
 
@@ -186,10 +188,10 @@ def mend(found: Memory, train: TrainConfig, space: int, *, failed: bool = False,
     if evaluating or (not failed and found.fixed <= space * (1 - SPARE) and not found.evaluates(space)):
         takes = told(found.fixed + found.evaluation)
         return (
-            f"evaluating up to {EVALUATED} images at once takes about {takes} of {told(space)}, whatever the batch; "
-            "take a smaller --model or --size, or --amp bf16"
+            f"evaluating up to {EVALUATED} {found.sample}s at once takes about {takes} of {told(space)}, whatever the batch; "
+            f"take a smaller --model or {'data.max_length' if found.sample == 'text' else '--size'}, or --amp bf16"
         )
-    parts = f"{told(found.fixed)} fixed and {told(found.per_row)} a labelled image, of {told(space)}"
+    parts = f"{told(found.fixed)} fixed and {told(found.per_row)} a labelled {found.sample}, of {told(space)}"
     fit = found.rows_in(space, evaluating=evaluating)
     if fit >= found.rows and failed:
         fit = found.rows // 2

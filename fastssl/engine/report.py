@@ -73,10 +73,10 @@ class Reporter:
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
 
-    def progress(self, step: int, values: dict[str, Any], rate: float, remaining: float) -> None:
-        """The live line: step, losses, images a second, projected time."""
+    def progress(self, step: int, values: dict[str, Any], rate: float, remaining: float, unit: str = "images/s") -> None:
+        """The live line: step, losses, images (of texts tokens) a second, projected time."""
         parts = [f"{name.replace('_', ' ')} {values[name]:.3f}" for name in COLUMNS if values.get(name) is not None]
-        text = f"{step}/{self.total}  " + "  ".join(parts) + f"  {rate:.0f} images/s  {clock(remaining)} left"
+        text = f"{step}/{self.total}  " + "  ".join(parts) + f"  {rate:.0f} {unit}  {clock(remaining)} left"
         if self.folder:
             with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
                 file.write(text + "\n")
@@ -122,6 +122,12 @@ def tell(text: str) -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - stands in for the closed stream until exit
 
 
+def speed(rates: dict[str, Any]) -> tuple[float, str]:
+    """(images a second, "images/s") of a run's figures, and of a run on texts, which counts tokens, (tokens a second, "tokens/s")."""
+    tokens = rates.get("tokens_per_second")
+    return (rates["images_per_second"], "images/s") if tokens is None else (tokens, "tokens/s")
+
+
 def clock(seconds: float) -> str:
     """75.2 -> "1:15"."""
     whole = max(0, round(seconds))
@@ -154,7 +160,10 @@ def final_table(result: dict[str, Any], classes: tuple[str, ...]) -> str:
         if thirds := judged.get("thirds"):
             rows += [(name, percent(judged[name.replace(" ", "_")])) for name in ("balanced accuracy", "geometric mean")]
             rows += [("many, medium, few labels", ", ".join(percent(thirds[name]) for name in ("many", "medium", "few")))]
-        rows += [("test images", str(judged["rows"])), ("calibration error (ECE)", percent(judged["ece"]))]
+        rows += [
+            ("test texts" if "tokens_per_second" in result else "test images", str(judged["rows"])),
+            ("calibration error (ECE)", percent(judged["ece"])),
+        ]
     if result.get("kept") is not None:
         rows += [
             ("unlabelled kept", percent(result["kept"])),
@@ -164,7 +173,8 @@ def final_table(result: dict[str, Any], classes: tuple[str, ...]) -> str:
         steps, seconds = result["to_90_percent"]
         rows += [("90 % of final accuracy", f"after {steps} steps, {seconds:.1f} s")]
     rows += [("labels", str(result["labels"])), ("steps", str(result["steps"]))]
-    rows += [("training time", f"{result['seconds']:.1f} s, {result['images_per_second']:.0f} images/s")]
+    rate, unit = speed(result)
+    rows += [("training time", f"{result['seconds']:.1f} s, {rate:.0f} {unit}")]
     if result["skipped"]:
         rows += [("skipped steps", f"{result['skipped']} (loss or gradient not finite)")]
     width = max(len(name) for name, _ in rows)

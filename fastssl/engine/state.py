@@ -35,6 +35,7 @@ def save(run: Any) -> None:
         "classes": list(spec.classes),
         "kind": spec.kind,
         "shape": list(spec.shape),
+        "tokenizer": getattr(run.pipeline, "fingerprint", None),
         "mean": list(spec.mean),
         "std": list(spec.std),
         "split_hash": run.parts.split.hash,
@@ -62,6 +63,11 @@ def restore(run: Any) -> None:
     if manifest.get("foundation") != given.digest(run.method.spec.foundation):
         file = run.config.data.foundation_labels or run.folder / own_labels.FILE
         raise CheckpointError(f"{file} is not what it was when {run.folder} was saved; bring the old file back, or train anew")
+    if manifest.get("tokenizer") != getattr(run.pipeline, "fingerprint", None):
+        raise CheckpointError(
+            f"the tokenizer of {run.config.model.name} is not what it was when {run.folder} was saved; bring the old one back, or train "
+            "anew"
+        )
     if manifest.get("extra") != given.digest_of_extra(run.parts.source):
         place = run.config.data.extra_unlabelled
         raise CheckpointError(

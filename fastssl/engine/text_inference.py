@@ -16,6 +16,7 @@ from ..methods.bricks.input_gradient import input_gradient
 from ..models import Network
 from ..models.network import TextInput
 from ..pipelines import text
+from ..pipelines.errors import CheckpointError
 from .inference import Trained
 from .step import AMP_TYPES
 
@@ -45,8 +46,13 @@ class TextReader:
 
 
 def reader_of(trained: Trained) -> TextReader:
-    """The reader of a run on texts."""
-    return TextReader(trained.text, trained.longest)
+    """The reader of a run on texts. Raises CheckpointError where its encoder has another tokenizer now."""
+    reader = TextReader(trained.text, trained.longest)
+    if trained.manifest["tokenizer"] != reader.tokenizer.fingerprint:
+        raise CheckpointError(
+            f"the tokenizer in {trained.text.tokenizer} is not the one that the run was trained with; bring the old one back"
+        )
+    return reader
 
 
 def pieces(reader: TextReader, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, Tensor]]:

@@ -8,6 +8,7 @@ from fastssl import methods, presets
 from fastssl.config import flatten, resolve
 from fastssl.pipelines import policies, sources
 from fastssl.pipelines.errors import ConfigError
+from fastssl.pipelines.text_policies import text_policy
 from fastssl.presets.plain import defaults
 
 
@@ -26,7 +27,10 @@ def test_it_resolves(preset):
     assert config.method_name == preset.method == values["method.name"] and preset.method in methods.METHODS
     nested = flatten(config.nested(), "resolved")
     assert {key: nested[key] for key in values} == values, "nothing is coerced into something else"
-    assert config.data.name in sources.SETS and config.data.policy in policies.POLICIES
+    if config.model.name.startswith("transformers:"):
+        assert config.data.name.endswith(".csv") and text_policy(config.data.policy)
+    else:
+        assert config.data.name in sources.SETS and config.data.policy in policies.POLICIES
     chosen = [config.data.labels_per_class, config.data.labels_total, config.data.label_fraction, config.data.split]
     assert sum(value is not None for value in chosen) == 1
     assert config.train.steps >= 15_000, "a published run, not a trial"
@@ -46,6 +50,8 @@ def test_its_network_exists(preset):
     from fastssl import models
 
     config = resolved(preset)
+    if config.model.name.startswith("transformers:"):
+        pytest.skip("its description lies on the hub")
     size = 224 if preset.name.startswith(("finessl", "zeromatch_flowers102")) else config.model.img_size
     assert models.describe(config.model).size == size
 
@@ -61,7 +67,7 @@ def test_the_names_that_the_papers_settings_have():
     assert {"usb_eurosat_20", "usb_eurosat_40"} <= names
     cifar = [f"cifar10_{n}" for n in (40, 250, 4000)] + [f"cifar100_{n}" for n in (400, 2500, 10000)]
     assert {f"{method}_{rest}" for method in ("flexmatch", "freematch", "softmatch", "adamatch") for rest in cifar} <= names
-    assert {"spl_cifar10_40", "zeromatch_cifar100_100", "zeromatch_flowers102_204"} <= names and len(names) == 100
+    assert {"spl_cifar10_40", "zeromatch_cifar100_100", "zeromatch_flowers102_204"} <= names and len(names) == 105
 
 
 def test_what_differs_between_settings_of_one_paper():
@@ -180,7 +186,7 @@ def test_presets_of_methods_that_are_not_built_are_not_listed(monkeypatch):
         assert not [name for name in importlib.reload(presets).PRESETS if name.startswith("finessl")]
     finally:
         monkeypatch.undo()
-        assert len(importlib.reload(presets).PRESETS) == 100
+        assert len(importlib.reload(presets).PRESETS) == 105
 
 
 def test_the_plain_commands_settings_are_as_they_were():
@@ -192,3 +198,14 @@ def test_the_plain_commands_settings_are_as_they_were():
         "train.lr": 0.03,
         "train.ema": 0.999,
     }
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_a_plain_command_on_texts_fits_every_method(name):
+    kind = methods.find(name)
+    config = resolve(name, kind.Config, [("plain", defaults(name, model="transformers:encoder", data="reviews.csv"))])
+    if name == "zero_shot":
+        return
+    assert (config.train.optimizer, config.model.head, config.model.encoder_dropout) == ("adamw", "cosine", 0.0)
+    assert not getattr(config.method, "ctaugment", False) and not getattr(config.method, "lambda_rotation", 0.0)
+    assert config.train.ema > 0 or not kind.usual_ema, "what cannot do without an average has one"

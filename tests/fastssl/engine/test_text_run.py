@@ -173,3 +173,22 @@ def test_a_plain_command_leaves_out_what_texts_cannot_do(texts, tmp_path, method
 
     assert main(["train", "--method", method, *texts.flags, *text_runs.STEPS, "--steps", "4", "--out", str(tmp_path / "run")]) == 0
     assert text_set.CLASSES[0] in (tmp_path / "run" / "split.csv").read_text()
+
+
+def test_another_tokenizer_is_noticed(texts, tmp_path, capsys):
+    """Its ids would mean other words, and nothing else would show it."""
+    import shutil
+
+    from fastssl.cli import main
+
+    own = tmp_path / "encoder"
+    shutil.copytree(texts.encoder, own)
+    moved = text_runs.Made(texts.files, own, [*texts.flags[:-1], f"transformers:{own}"])
+    run = text_runs.trained(tmp_path / "run", moved, "--steps", "6", "--set", "train.stop_at=3")
+    table = json.loads((own / "tokenizer.json").read_text())
+    words = table["model"]["vocab"]
+    words["music"], words["science"] = words["science"], words["music"]
+    (own / "tokenizer.json").write_text(json.dumps(table))
+    for command in (["eval", str(run)], ["predict", str(run), str(texts.files.test)], ["train", "--resume", str(run)]):
+        assert main(command) == 6
+        assert "bring the old one back" in capsys.readouterr().err

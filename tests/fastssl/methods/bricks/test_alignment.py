@@ -58,3 +58,16 @@ def test_one_step_is_one_update(toy):
         m.loss(b, toy.clock(step)), m.loss(b, toy.clock(step))
         assert m.alignment.place == step
         m.step(b, toy.clock(step), lambda total: None)
+
+
+def test_the_averages_decay_is_an_option(toy):
+    """Half of each average is its past, where that is asked for."""
+    ours = Alignment(2, target="predicted", from_batch=False, decay=0.5).double()
+    mean, known = torch.tensor([0.9, 0.1]).double(), torch.tensor([0.3, 0.7]).double()
+    ratio, found = ours.read(mean, known)
+    assert torch.allclose(ratio, torch.tensor([0.4 / 0.7, 0.6 / 0.3]).double(), rtol=1e-5)
+    ours.write(found)
+    assert torch.allclose(ours.marginal, torch.tensor([0.7, 0.3]).double())
+    for name in ("fixmatch", "adamatch", "softmatch"):
+        made = toy.method(name, align="uniform", align_decay=0.25)
+        assert made.alignment.decay == 0.25
