@@ -52,7 +52,7 @@ class TextPipeline:
     Attributes:
         spec: DataSpec of what is drawn. split: in use.
         capturable: on CUDA, for one form at a time: see `forms`.
-        fingerprint: of the tokenizer.
+        fingerprint: of the tokenizer. reads: tokens of a text that are read, whatever the longest has.
         tokens_seen: [] int64 tokens that were drawn in all views, padding left out.
 
     Raises:
@@ -85,7 +85,7 @@ class TextPipeline:
         if views.unlabelled and ratio < 1:
             raise ConfigError(f"ratio {ratio}: ask for at least one unlabelled text per labelled one")
         self.source, self.seed, self.batch_size, self._ratio, self.pieces = source, seed, batch_size, ratio, pieces
-        self.fingerprint = tokenizer.fingerprint
+        self.fingerprint, self.reads = tokenizer.fingerprint, tokens.ids.shape[1]
         self.device = torch.device(device)
         self.capturable = self.device.type == "cuda"
         size = tokens.size

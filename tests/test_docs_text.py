@@ -27,7 +27,7 @@ CHANCE = 0.25  # four classes
 
 
 def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.M | re.S)
+    return [block for named, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.M | re.S) if named == language]
 
 
 def commands(text: str) -> list[str]:

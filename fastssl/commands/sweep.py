@@ -29,7 +29,11 @@ LONGEST = 150  # letters of a folder's name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--method", metavar="A,B", help="methods by name, and sklearn:LabelSpreading, sklearn:SelfTraining on pixels")
+    parser.add_argument(
+        "--method",
+        metavar="A,B",
+        help="methods by name, and sklearn:LogisticRegression, sklearn:SelfTraining, sklearn:LabelSpreading on pixels or TF-IDF",
+    )
     parser.add_argument(
         "--seeds", default="0", metavar="0-4", help="seeds of each setting: numbers and ranges, as 0-4 or 0,2,5; 0 if left out"
     )

@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         from ..engine.run import Run
 
         method = config.method_name.rpartition(":")[2]  # of package.module:Class the class
-        folder = Path(args.out) if args.out else claim(Path("runs"), f"{method}-{Path(config.data.name).name or 'data'}")
+        folder = Path(args.out) if args.out else claim(Path("runs"), f"{method}-{place_name(config.data.name)}")
         trainer = Run(parts, folder, overwrite=args.overwrite, quiet=args.quiet)
     from ..engine.report import final_table
 
@@ -109,6 +109,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result))
     return 0
+
+
+def place_name(data: str) -> str:
+    """What a run directory is called after: "photos/" -> "photos", "reviews.csv" -> "reviews"."""
+    from ..pipelines.text_table import is_table
+
+    path = Path(data)
+    return (path.stem if is_table(path) else path.name) or "data"
 
 
 def configure(args: argparse.Namespace) -> RunConfig:

@@ -26,7 +26,6 @@ from ..pipelines.source import Source
 from ..pipelines.text_resident import TextPipeline
 from ..pipelines.text_source import TextSource
 from . import given, own_labels, teacher, texts
-from .update import layer_scales
 
 SOFT_ORIGINS = ("default", "preset")  # layers that give way to what the data allow; a user's own words do not
 
@@ -160,7 +159,10 @@ def assemble(
         if not is_table:
             pipeline.augmenter.rates = method.learned_augmentation() or pipeline.augmenter.rates
         fp8.apply(method.network, config.model, train, device)
-        layer_scales(method, train.layer_decay)  # a network without layers is refused before a run directory is made
+        if is_table:  # as eval and predict shall read
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_length=pipeline.reads))
+            warnings += filter(None, [texts.same_views(config, method)])
+        config = texts.decayed(config, method, notes)  # a network without layers is refused before a run directory is made
     notes.append(f"weak pass: {method.weak_pass} ({'network with' if network.has_batchnorm else 'no'} batch-norm)" if views.no_grad else "")
     return Parts(config, device, source, split, pipeline, method, [n for n in notes if n], warnings, lines)
 

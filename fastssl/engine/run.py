@@ -21,7 +21,7 @@ from .announce import announce
 from .assemble import Parts, assemble
 from .idle import Idle
 from .own_labels import with_own_labels
-from .report import Reporter
+from .report import Reporter, speed
 from .step import AMP_TYPES, Step
 from .sweep import Judgement, judge, logits_of, reached
 from .update import Update
@@ -201,13 +201,12 @@ class Run:
         self.skipped += (values.pop("skipped") or 0.0) * (self.done - self.reported)
         self.reported = self.done
         self.last = values
-        rate = self.images / self.seconds
         remaining = self.seconds / self.done * (self.total - self.done)
-        lr = float(self.update.lr)
-        rates = {"images_per_second": rate, **texts.rate(self), "seconds": self.seconds}
-        record = {**values, "skipped": round(self.skipped), "lr": lr, **rates}
+        rates = {"images_per_second": self.images / self.seconds, **texts.rate(self)}
+        record = {**values, "skipped": round(self.skipped), "lr": float(self.update.lr), **rates, "seconds": self.seconds}
         self.reporter.metrics("train", self.done, record)
-        self.reporter.progress(self.done, values, rate, remaining)
+        shown, unit = speed(rates)
+        self.reporter.progress(self.done, values, shown, remaining, unit)
         if worst >= self.config.train.max_skipped:
             raise DivergedError(self._diverged(worst))
 

@@ -63,12 +63,10 @@ def pieces(reader: TextReader, texts: Sequence[str]) -> Iterator[tuple[np.ndarra
         order = np.argsort(-size, kind="stable")  # the longest first: what memory it takes is known at once
         at = 0
         while at < len(order):
-            length = max(STEP, -(-int(size[order[at]]) // STEP) * STEP)
+            # Never beyond the tokens that the network takes, which need not be a multiple.
+            length = min(max(STEP, -(-int(size[order[at]]) // STEP) * STEP), ids.shape[1])
             rows = order[at : at + max(1, min(PIECE, TOKENS // length))]
-            piece = np.full((len(rows), length), -1, np.int64)
-            used = min(length, ids.shape[1])
-            piece[:, :used] = ids[rows, :used]
-            yield start + rows, torch.from_numpy(piece)
+            yield start + rows, torch.from_numpy(ids[rows, :length].astype(np.int64))
             at += len(rows)
 
 

@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
-from ..config import RunConfig
+from ..config import ModelConfig, RunConfig
+from ..methods.base import Method
 from ..models import InputSpec
 from ..pipelines import text
 from ..pipelines.batch import Split, Views
@@ -17,9 +19,11 @@ from ..pipelines.text_policies import TEXT_POLICIES, text_policy
 from ..pipelines.text_resident import TextPipeline
 from ..pipelines.text_source import TextSource
 from ..pipelines.text_views import with_variants
+from .update import layer_scales
 
 SOFT_ORIGINS = ("default", "preset")
-OF_IMAGES = ("size", "resize", "interpolation")  # options of the data section that say nothing of texts
+OF_IMAGES = ("size", "resize", "interpolation", "workers")  # options of the data section that say nothing of texts
+OF_PICTURES = ("normalise", "batchnorm_momentum")  # and of the model's
 
 
 def rate(run: Any) -> dict[str, float]:
@@ -43,6 +47,9 @@ def check(config: RunConfig, about: InputSpec, is_table: bool) -> None:
     for key in OF_IMAGES if is_table else ():
         if getattr(config.data, key) is not None and config.origins.get(f"data.{key}", "default").split()[0] not in SOFT_ORIGINS:
             raise ConfigError(f"data.{key} is of images, and {config.data.name} holds texts; leave it out")
+    for key in OF_PICTURES if is_table else ():
+        if getattr(config.model, key) != getattr(ModelConfig(), key):
+            raise ConfigError(f"model.{key} is of networks for images, and {name} reads texts; leave it out")
 
 
 def fitted(config: RunConfig, source: TextSource) -> RunConfig:
@@ -53,13 +60,50 @@ def fitted(config: RunConfig, source: TextSource) -> RunConfig:
     """
     data = dataclasses.replace(config.data, **dict.fromkeys(OF_IMAGES))
     policy, soft = data.policy, config.origins.get("data.policy", "default").split()[0] in SOFT_ORIGINS
+    translated = any(text.strip() for column in source.augmented for text in column)
     if soft and policy.split("+")[0] not in TEXT_POLICIES:
-        policy = "back_translation" if source.augmented else "tfidf"
-    if "back_translation" in text_policy(policy) and not source.augmented:
+        policy = "back_translation" if translated else "tfidf"
+    if "back_translation" in text_policy(policy) and not translated:
         raise ConfigError(
             f"--policy {policy} needs columns text_aug_0, text_aug_1 ... of translations, and {data.name} has none; take --policy tfidf"
         )
     return dataclasses.replace(config, data=dataclasses.replace(data, policy=policy))
+
+
+def same_views(config: RunConfig, method: Method) -> str:
+    """A warning where the views that are to agree are one and the same text through one and the same network; "" elsewhere."""
+    views, network = method.asked, method.network
+    if (
+        views.unlabelled[:2] != ("weak", "weak")
+        or method.ema is not None
+        or config.data.token_dropout
+        or getattr(method.config, "noise", 0)
+    ):
+        return ""
+    method.train()
+    alive = any(layer.training and layer.p > 0 for layer in network.modules() if isinstance(layer, torch.nn.Dropout))
+    if alive or "strong" in views.unlabelled or getattr(method.config, "mixup", 0):
+        return ""
+    return (
+        f"both views of an unlabelled text are the text itself, and nothing in {config.model.name} is random: {config.method_name} learns "
+        "nothing from them; give --set data.token_dropout=0.1 or --set method.noise=0.05"
+    )
+
+
+def decayed(config: RunConfig, method: Method, notes: list[str]) -> RunConfig:
+    """The configuration, without layer-wise decay where a plain command's meets an encoder whose layers have no known order (ALBERT).
+
+    Raises:
+        ConfigError: such a network, and the user's own words or a named preset ask for the decay.
+    """
+    try:
+        layer_scales(method, config.train.layer_decay)
+    except ConfigError:
+        if config.origins.get("train.layer_decay") != "preset":
+            raise
+        notes.append(f"one learning rate for all layers: their order in {config.model.name} is not known")
+        return dataclasses.replace(config, train=dataclasses.replace(config.train, layer_decay=1.0))
+    return config
 
 
 def pipeline(
@@ -82,7 +126,8 @@ def pipeline(
     together, variants = with_variants(source.texts, source.augmented)
     tokens = text.tokenised(tokenizer, together, most, progress)
     whole = tokens.size[: len(source)]
-    length = data.max_length or text.usual_length(whole, most)
+    # By the texts that train: how these are read may not hang on what is tested.
+    length = data.max_length or text.usual_length(whole[np.union1d(split.labelled, split.unlabelled)], most)
     made = TextPipeline(
         source,
         text.shortened(tokens, length),

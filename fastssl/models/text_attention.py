@@ -1,7 +1,8 @@
 """Attention and masks of encoders of the transformers library, in forms that ask the device nothing.
 
-The library looks into its masks (are there any pads?) to choose a kernel, which stops a captured step; here a mask is always made. On a
-CPU in bf16 two matrix products are taken in place of torch's fused attention: see vit.py, and docs/text.md for a text encoder's step.
+The library looks into its masks (are there any pads?) to choose a kernel, which stops a captured step; here a mask is always made.
+On a CPU in bf16 two matrix products are taken in place of torch's fused attention: see vit.py, and docs/performance.md for
+a text encoder's step.
 
 Legend: N texts, T tokens, h heads, k depth of a head.
 """

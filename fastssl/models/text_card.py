@@ -39,6 +39,7 @@ class Card(NamedTuple):
     poolings: tuple[str, ...]  # of the values of POOLINGS
     longest: int | None  # tokens that it was trained on
     steps: tuple[tuple[str, Path], ...]  # after the pooling: "Normalize" or "Dense", and the step's folder
+    unheeded: tuple[str, ...] = ()  # what it asks for that is not done here
 
 
 class Pooling(nn.Module):
@@ -115,8 +116,18 @@ def read(folder: Path, name: str) -> Card:
     if not poolings:
         raise SetupError(f"{name}: its modules.json names no pooling; sentence encoders without one are not known here")
     about = network / "sentence_bert_config.json"
-    longest = load_json(about, name).get("max_seq_length") if about.is_file() else None
-    return Card(True, network, poolings, longest, tuple(steps))
+    said = load_json(about, name) if about.is_file() else {}
+    return Card(True, network, poolings, said.get("max_seq_length"), tuple(steps), _unheeded(folder, said, name))
+
+
+def _unheeded(folder: Path, said: dict[str, Any], name: str) -> tuple[str, ...]:
+    """What the card asks for that is not done here."""
+    more = folder / "config_sentence_transformers.json"
+    prompt = load_json(more, name).get("default_prompt_name") if more.is_file() else None
+    return (
+        *(["texts in lower case (do_lower_case)"] if said.get("do_lower_case") else []),
+        *([f"the prompt '{prompt}' before each text"] if prompt else []),
+    )
 
 
 def steps(card: Card, width: int, name: str, trained: bool) -> tuple[nn.Sequential, int]:

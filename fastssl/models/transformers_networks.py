@@ -163,6 +163,8 @@ def _loaded(config: Any, report: Report) -> tuple[TextEncoder, Tokenizer, text_c
     model = pretrained("AutoModel", card.network, name, report) if own else _random(about, name)
     if own:
         report.notes.append(f"weights: {card.network}")
+    if own and card.unheeded:
+        report.warnings.append(f"the card of {name} asks for {' and '.join(card.unheeded)}, and texts are read as they stand")
     model.config.use_cache = False
     pooling = text_card.Pooling(card.poolings)
     after, width = text_card.steps(card, model.config.hidden_size * len(card.poolings), name, own)

@@ -139,6 +139,14 @@ def test_a_batch_that_would_fit(batch, rows, space, failed, wanted):
     assert wanted in mend(found, TrainConfig(batch_size=batch), space * MIB, failed=failed)
 
 
+def test_texts_are_called_texts():
+    found = Memory("cpu", rows=8, fixed=200 * MIB, per_row=10 * MIB, evaluation=0, sample="text")
+    assert found.said() == "about 280.0 MiB resident at the peak (200.0 MiB fixed, 10.0 MiB a labelled text)"
+    assert "10.0 MiB a labelled text, of" in mend(found, TrainConfig(batch_size=8), 250 * MIB)
+    told = mend(Memory("cpu", 8, 0, 1, 900 * MIB, sample="text"), TrainConfig(batch_size=8), 500 * MIB)
+    assert told.startswith("evaluating up to 512 texts at once") and "data.max_length" in told
+
+
 def test_a_captured_step_keeps_its_memory_while_evaluating():
     found = Memory("cuda:0", rows=10, fixed=200 * MIB, per_row=10 * MIB, evaluation=300 * MIB, captured=True)
     assert found.peak == 600 * MIB and found.rows_in(1000 * MIB) == 30

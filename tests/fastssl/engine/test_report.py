@@ -37,3 +37,20 @@ def test_a_long_tail_is_told_by_thirds():
     lines = final_table(result | {"raw": judged | {"thirds": {"many": 1.0, "medium": 0.5, "few": None}}}, ("a", "b", "c")).splitlines()
     told = dict(line.split("  ", 1) for line in lines if not line.startswith(" ") and "  " in line)
     assert told["many, medium, few labels"] == "100.00 %, 50.00 %, -" and told["geometric mean"].strip() == "11.80 %"
+
+
+def test_texts_are_counted_as_texts_and_their_speed_in_tokens(tmp_path):
+    judged = {"accuracy": 0.5, "rows": 6, "ece": 0.1, "per_class": [1.0, 0.0]}
+    result = {"accuracy": 0.5, "raw": judged, "labels": 9, "steps": 3, "seconds": 1.0, "images_per_second": 9.0, "skipped": 0}
+    told = final_table(result, ("a", "b"))
+    assert "test images              6" in told and "1.0 s, 9 images/s" in told
+    told = final_table(result | {"tokens_per_second": 512.4}, ("a", "b"))
+    assert "test texts" in told and "1.0 s, 512 tokens/s" in told and "image" not in told
+    reporter = Reporter(tmp_path, 10, quiet=True)
+    reporter.progress(2, {"loss": 1.5}, 9.0, 61.0)
+    reporter.progress(4, {"loss": 1.5}, 512.4, 61.0, "tokens/s")
+    reporter.close()
+    assert (tmp_path / "log.txt").read_text().splitlines() == [
+        "2/10  loss 1.500  9 images/s  1:01 left",
+        "4/10  loss 1.500  512 tokens/s  1:01 left",
+    ]

@@ -155,6 +155,8 @@ def test_a_table_in_memory_trains_as_the_file_does(texts, tmp_path):
         ({"model__name": "glyph_clip"}, "holds texts, and glyph_clip reads images"),
         ({"data__name": "digits", "data__test": None}, "reads texts, and digits holds images"),
         ({"data__size": 32}, "data.size is"),
+        ({"data__workers": 3}, "data.workers is of images"),
+        ({"model__normalise": "data"}, "model.normalise is of networks for images"),
         ({"data__policy": "fixmatch"}, "policy 'fixmatch' is for images"),
         ({"data__policy": "back_translation"}, "text_aug_0"),
         ({"data__max_length": 65}, "takes 64 tokens at most"),
@@ -192,3 +194,76 @@ def test_another_tokenizer_is_noticed(texts, tmp_path, capsys):
     for command in (["eval", str(run)], ["predict", str(run), str(texts.files.test)], ["train", "--resume", str(run)]):
         assert main(command) == 6
         assert "bring the old one back" in capsys.readouterr().err
+
+
+def test_a_plain_commands_decay_gives_way_where_layers_are_unknown(texts, monkeypatch):
+    from fastssl.models import towers
+
+    monkeypatch.setattr(towers, "layers", lambda encoder: None)
+    asked = {"train.layer_decay": 0.5}
+    plain = config_of(texts)
+    values = {f"{section}.{name}": value for section, body in plain.nested().items() for name, value in body.items()}
+    layers = [("the test", {key: value for key, value in values.items() if key != "data.policy"})]
+    soft = assemble(resolve("fixmatch", methods.find("fixmatch").Config, [*layers, ("preset", asked)]), quiet=True)
+    assert soft.config.train.layer_decay == 1.0 and any("one learning rate for all layers" in note for note in soft.notes)
+    with pytest.raises(ConfigError, match="whose layers are known"):
+        assemble(resolve("fixmatch", methods.find("fixmatch").Config, [*layers, ("the command line", asked)]), quiet=True)
+
+
+def written(path, rows):
+    import csv
+
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(rows[0])
+        writer.writerows(rows[1:])
+    return path
+
+
+def test_test_texts_do_not_decide_how_training_texts_are_read(texts, tmp_path):
+    rows = [tuple(row.values()) for row in text_runs.rows_of(texts.files.test)]
+    long = written(tmp_path / "long.csv", [("text", "label"), *((f"{text} {text} {text}", label) for text, label in rows)])
+    plain, other = (run_of(texts, data__test=str(test)) for test in (texts.files.test, long))
+    assert plain.config.data.max_length == other.config.data.max_length == other.pipeline.reads
+    assert (
+        int(other.pipeline._size.max()) == other.pipeline.reads > int(plain.pipeline._size[: len(plain.parts.split.unlabelled)].max()) - 8
+    )
+
+
+def test_a_blank_column_of_translations_is_none(texts, tmp_path):
+    rows = [tuple(row.values()) for row in text_runs.rows_of(texts.files.train)]
+    table = written(tmp_path / "blank.csv", [("text", "label", "text_aug_0"), *((*row, " ") for row in rows)])
+    layer = {"data.name": str(table), "data.test": str(texts.files.test), "model.name": f"transformers:{texts.encoder}", "train.steps": 2}
+    config = resolve("fixmatch", methods.find("fixmatch").Config, [("the test", layer)])
+    assert assemble(config, quiet=True).config.data.policy == "tfidf"
+
+
+def test_two_views_that_are_one_are_warned_of(texts):
+    def warned(**more):
+        return [text for text in assemble(config_of(texts, "pi_model", **more), quiet=True).warnings if "learns nothing" in text]
+
+    assert warned(model__encoder_dropout=0.0) and warned(model__tune="linear")
+    assert not warned() and not warned(model__encoder_dropout=0.0, data__token_dropout=0.1)
+    assert not warned(model__encoder_dropout=0.0, method__noise=0.1)
+
+
+def test_an_encoder_of_an_odd_length_is_judged_too(tmp_path):
+    from fastssl.cli import main
+
+    files, place = text_set.made(tmp_path, 80), text_set.informed_encoder(tmp_path / "encoder", longest=13)
+    odd = text_runs.Made(files, place, ["--data", str(files.train), "--test", str(files.test), "--model", f"transformers:{place}"])
+    run = text_runs.trained(tmp_path / "run", odd, "--steps", "3")
+    assert main(["eval", str(run)]) == 0 and main(["predict", str(run), str(files.test), "--out", str(tmp_path / "p.csv")]) == 0
+    right = [a["label"] == b["label"] for a, b in zip(text_runs.rows_of(tmp_path / "p.csv"), text_runs.rows_of(files.test), strict=True)]
+    assert sum(right) / len(right) == pytest.approx(text_runs.result_of(run)["accuracy"], abs=1e-9)
+
+
+def test_what_a_card_asks_for_in_vain_is_said(tmp_path):
+    place = text_set.encoder(tmp_path / "encoder")
+    (place / "sentence_bert_config.json").write_text('{"max_seq_length": 32, "do_lower_case": true}')
+    (place / "config_sentence_transformers.json").write_text('{"default_prompt_name": "query"}')
+    files = text_set.made(tmp_path, 80)
+    layer = {"data.name": str(files.train), "model.name": f"transformers:{place}", "train.steps": 2, "data.labels_per_class": 2}
+    parts = assemble(resolve("supervised", methods.find("supervised").Config, [("the test", layer)]), quiet=True)
+    (said,) = [text for text in parts.warnings if "asks for" in text]
+    assert "do_lower_case" in said and "the prompt 'query'" in said
