@@ -141,7 +141,7 @@ def test_rows_in_no_role_survive_the_file(tmp_path, digits):
     ("options", "profile", "said"),
     [
         ({"per_class": 4}, Imbalance(10), "data.imbalance 10 leaves 4 of 10 classes without labels, as the largest has 4"),
-        ({"per_class": 20}, Imbalance(10, -100, 50), "data.imbalance_unlabelled -100 leaves 2 of 10 classes without unlabelled images"),
+        ({"per_class": 20}, Imbalance(10, -100, 50), "data.imbalance_unlabelled -100 leaves 2 of 10 classes without unlabelled samples"),
         ({"per_class": 20}, Imbalance(0.5), "at least 1"),
         ({"per_class": 20}, Imbalance(float("nan")), "at least 1"),
         ({"per_class": 0}, Imbalance(2), "--labels-per-class 0"),
@@ -150,7 +150,7 @@ def test_rows_in_no_role_survive_the_file(tmp_path, digits):
         ({"per_class": 20}, Imbalance(10, 0.5, 30), "from 1, or its negative"),
         ({"per_class": 20}, Imbalance(10, 5), "add --set data.head_unlabelled=M"),
         ({"per_class": 20}, Imbalance(10, None, 30), "add --set data.imbalance_unlabelled=G"),
-        ({"per_class": 20}, Imbalance(10, 5, 0), "at least one image"),
+        ({"per_class": 20}, Imbalance(10, 5, 0), "at least one sample"),
         ({"split_file": "split.csv"}, Imbalance(None, 5, 30), "leave out data.imbalance_unlabelled, data.head_unlabelled"),
     ],
 )

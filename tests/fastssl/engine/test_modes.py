@@ -81,7 +81,7 @@ class Dropping(nn.Module):
 
 
 def step_of(toy, name, *, ema=0.9, optimizer="sgd", dropping=False, pipeline=None, **train):
-    method = method_cases.lived(name, toy.method(name, **ACTIVE.get(name, {})))
+    method = toy.method(name, **ACTIVE.get(name, {}))
     if dropping:
         torch.manual_seed(0)
         method.network.encoder = Dropping().double()
@@ -90,7 +90,7 @@ def step_of(toy, name, *, ema=0.9, optimizer="sgd", dropping=False, pipeline=Non
             method.config, method.network, toy.spec(), unlabelled_batch=method.unlabelled_batch, ema=ema, **toy.given(type(method))
         )
         method = twin.double()
-    method.train()
+    method_cases.lived(name, method).train()
     config = TrainConfig(lr=0.1, optimizer=optimizer, **train)
     clock = Clock(100, 0)
     pipeline = pipeline or ToyPipeline(toy, method.views_of(method.config))

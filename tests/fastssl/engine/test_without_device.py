@@ -49,7 +49,7 @@ def on_cuda(toy, monkeypatch):
     with ExitStack() as stack:
 
         def build(name: str, **train) -> Step:
-            method = toy.method(name)
+            method = toy.method(name, **({"bank": "own"} if name == "sentaugment" else {}))
             method = type(method)(
                 method.config, method.network, toy.spec(), unlabelled_batch=method.unlabelled_batch, ema=0.9, **toy.given(type(method))
             )

@@ -137,7 +137,7 @@ def test_a_fetch_that_fails_is_one_sentence(tmp_path, monkeypatch):
 
 def test_the_input_is_the_tags_own():
     spec = models.describe(ModelConfig(name="timm:vit_tiny_patch16_224"))
-    assert spec == (224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
+    assert spec[:4] == (224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
     tv = models.describe(ModelConfig(name="timm:resnet18.tv_in1k"))
     assert tv.interpolation == "bilinear" and tv.mean == pytest.approx((0.485, 0.456, 0.406))
     assert models.describe(ModelConfig(name="timm:resnet18"), 40).size == 40
