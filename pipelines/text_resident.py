@@ -91,11 +91,14 @@ class TextPipeline:
         size = tokens.size
         # A row's batches must hold whichever of its translations comes.
         self._size = size[: len(source)] if variants is None else np.maximum(size[: len(source)], size[variants.row.numpy()].max(1))
+        training = np.union1d(split.labelled, split.unlabelled)
         longest = int(self._size.max())
-        self.lengths = fixed_lengths(self._size, longest, lengths)
+        # By the texts that train: neither groups nor batches may hang on what is tested.
+        most = int(self._size[training].max()) if len(training) else longest
+        self.lengths = fixed_lengths(self._size[training], most, lengths)
+        self._swept = np.array(sorted({*self.lengths, longest}))
         place = lambda table: torch.from_numpy(table[:, :longest].copy()).to(self.device)  # noqa: E731
         self.ids, self.word, self.first = place(tokens.ids), place(tokens.word), place(tokens.first)
-        training = np.union1d(split.labelled, split.unlabelled)
         needed = bool({*REPLACING} & {*text_policy(policy)})
         self.words = Words.of(tokens, training, self.device, tokenizer.special) if needed else None
         self.augmenter = TextAugmenter(
@@ -127,7 +130,7 @@ class TextPipeline:
         return DataSpec(
             name=source.name,
             classes=source.classes,
-            shape=(self.lengths[-1],),
+            shape=(int(self._swept[-1]),),
             rows=len(source),
             unlabelled=len(self.split.unlabelled),
             labelled_counts=tuple(np.bincount(self.split.label, minlength=len(source.classes)).tolist()),
@@ -239,7 +242,7 @@ class TextPipeline:
         base = keyed.key(self.seed, _VIEW, _SWEEP, 0)
         for start in range(0, len(rows), step):
             piece = rows[start : start + step]
-            length = self.lengths[int(np.searchsorted(np.asarray(self.lengths), self._size[piece].max()))]
+            length = int(self._swept[np.searchsorted(self._swept, self._size[piece].max())])
             index = torch.from_numpy(piece).to(self.device)
             inputs = self._view(view, index, keyed.joined(base, index, torch.zeros_like(index)), length)
             yield Sweep(inputs, torch.from_numpy(label[piece]).to(self.device), index)

@@ -14,6 +14,7 @@ from . import keyed
 from .order import visited
 
 _TURN = 0x5475726E
+GROUPS = 8  # at most: what data.lengths may ask for
 _GOLDEN = (5**0.5 - 1) / 2  # multiples of it modulo 1 fill the unit interval evenly from any start (Weyl)
 
 
@@ -26,8 +27,7 @@ def grouped(size: np.ndarray, lengths: tuple[int, ...], least: int) -> tuple[np.
     """
     group = np.searchsorted(np.asarray(lengths), size, side="left")
     counts = np.bincount(group, minlength=len(lengths))
-    into, kept = np.arange(len(lengths)), []
-    carried = 0
+    kept, carried = [], 0
     for k in range(len(lengths)):
         carried += counts[k]
         if carried >= least:
@@ -47,29 +47,35 @@ class Stream:
     """One role's rows (labelled or unlabelled), in groups.
 
     Args:
-        rows: [n] rows of the data set. size: [n] their tokens.
-        lengths: fixed lengths to choose from. batch: rows a draw. room: rows that the role may ever have.
-        single: one group alone, of the length that holds all.
+        room: rows that the role may ever have.
         base: key of the stream.
 
     Attributes:
-        lengths: of the groups.
-        rows: [room] rows, group after group.
-        drawn: [8] int64 draws from each group so far.
+        lengths: of the groups, in tokens.
+        rows: [room] int64 rows of the data set, group after group.
+        start, count: [GROUPS] int64, where a group's rows begin, and how many they are.
+        drawn: [GROUPS] int64 draws from each group so far.
     """
 
     def __init__(self, room: int, base: int, device: torch.device):
         self.base, self.device = base, device
         self.rows = torch.zeros(room, dtype=torch.int64, device=device)
-        self.start = torch.zeros(8, dtype=torch.int64, device=device)
-        self.count = torch.ones(8, dtype=torch.int64, device=device)
-        self.drawn = torch.zeros(8, dtype=torch.int64, device=device)
+        self.start = torch.zeros(GROUPS, dtype=torch.int64, device=device)
+        self.count = torch.ones(GROUPS, dtype=torch.int64, device=device)
+        self.drawn = torch.zeros(GROUPS, dtype=torch.int64, device=device)
         self.lengths: tuple[int, ...] = ()
         self.shares = np.zeros(0)
         self.order = np.zeros(0, np.int64)
 
     def use(self, rows: np.ndarray, size: np.ndarray, lengths: tuple[int, ...], batch: int, *, single: bool) -> None:
-        """Takes these rows, in place. `order` is then the place in the given rows of each row of the stream."""
+        """Takes these rows, in place. `order` is then the place in the given rows of each row of the stream.
+
+        Args:
+            rows: [n] int64 of the data set. size: [n] int64 their tokens.
+            lengths: fixed lengths to choose from, ascending, the last holds every row.
+            batch: rows a draw.
+            single: one group alone, of the multiple of 8 that holds all.
+        """
         group, self.lengths = grouped(size, lengths, batch)
         if single and len(rows):
             group, self.lengths = np.zeros_like(group), (min(self.lengths[-1], -(-int(size.max()) // 8) * 8),)

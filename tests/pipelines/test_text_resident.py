@@ -220,3 +220,18 @@ def test_an_empty_part_is_said(tokenizer):
     for field, words in (("unlabelled", "no unlabelled texts"), ("labelled", "no labelled texts")):
         with pytest.raises(DataError, match=words):
             pipeline(tokenizer, source, split=type(split)(**{**split.__dict__, field: none}))
+
+
+def test_what_is_tested_decides_nothing_that_is_drawn(tokenizer):
+    """Longer test texts: the same batches, and sweeps that hold them."""
+    rows = text_set.sentences(120)
+    made = {"text": [row.text for row in rows], "label": [row.label for row in rows]}
+    runs = []
+    for times in (1, 3):
+        test = {"text": [" ".join([row.text] * times) for row in text_set.sentences(140)[120:]], "label": [row.label for row in rows[:20]]}
+        runs.append(pipeline(tokenizer, from_table(made, test=test)))
+    assert runs[0].lengths == runs[1].lengths and runs[0].spec.shape[0] < runs[1].spec.shape[0]
+    for _ in range(8):
+        for x, y in zip(runs[0].draw(), runs[1].draw(), strict=True):
+            assert all(map(torch.equal, x, y)) if isinstance(x, tuple) else torch.equal(x, y)
+    assert max(piece.inputs.shape[1] for piece in runs[1].sweep("test")) == runs[1].spec.shape[0]
