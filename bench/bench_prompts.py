@@ -71,7 +71,7 @@ class Plain(nn.Module):
         if hasattr(self.encoder, "model"):
             tokens = tower.norm_pre(tower.patch_drop(tower._pos_embed(tower.patch_embed(x))))
             return tower.forward_head(tower.norm(self.through(tokens)))
-        return tower.norm(self.through(tower.embed(x))[:, 0])
+        return tower.norm(self.through(tower.embed_patches(x))[:, 0])
 
     def through(self, tokens: Tensor) -> Tensor:
         count = tokens.shape[1]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fastssl.config import TrainConfig
+from fastssl.engine import updates
 from fastssl.engine.step import Step
 from fastssl.engine.teacher import Teacher
-from fastssl.engine.update import Update
 from fastssl.methods import METHODS, find
 from fastssl.methods.base import Method
 from fastssl.models import Network
@@ -93,6 +93,20 @@ CASES: dict[str, Case] = {
     "layermatch": Case("layermatch", _ALL),
     "layermatch_teacher": Case("layermatch", {**_ALL, "averaging": "teacher"}, taught=1),
     "finessl": Case("finessl", _ALL),
+    "self_training": Case("self_training", {"loss": "zoph"}, stage=1),
+    "self_training_contrast": Case("self_training", {"joint": "contrast"}, stage=1),
+    "noisy_student": Case("noisy_student", stage=1),
+    "pl_mixup": Case("pl_mixup", stage=1, passes=lambda b, u: Passes(b + u, u)),
+    "label_propagation": Case("label_propagation", stage=1),
+    "label_propagation_teacher": Case("label_propagation", {"consistency": 100.0}, stage=1, passes=lambda b, u: Passes(b + u, b + u)),
+    # The teacher sees l, w, s, the student s and l. The feedback's two passes over l without gradient are no part of the loss, so that
+    # they are in the step's time and in no count.
+    "meta_pseudo_labels": Case("meta_pseudo_labels", _ALL, passes=lambda b, u: Passes(2 * b + 3 * u, 0)),
+    # Both networks guess from two views, one of them refines two views of the labels and learns from all four.
+    "dividemix": Case("dividemix", stage=2, passes=lambda b, u: Passes(2 * (b + u), 2 * b + 4 * u)),
+    "simclr_contrast": Case("simclr", passes=lambda b, u: Passes(2 * u, 0)),
+    "simclr": Case("simclr", stage=1, labelled=8),
+    "simclrv2": Case("simclrv2", {"fine_tune_from": 0}, stage=2, taught=1),
     "sentaugment": Case("sentaugment", {"bank": "own"}, stage=1),
     "semikd": Case("semikd", _ALL, taught=2, teacher=True),
     "zeromatch_distil": Case("zeromatch", {"inner_options": "threshold=0"}),
@@ -132,10 +146,13 @@ def method_step(name: str, network: Network, sizes: tuple[int, int], *, weak_pas
         network = network.to(memory_format=torch.channels_last)  # as the engine does it
     further = {"teacher": made_teacher(network, spec)} if case.teacher else {}
     torch.manual_seed(0)  # a case's own heads start at random, a twin's alike
+    own = kind.Config(**case.options)
+    for keyword in kind.others(own):
+        further[keyword] = copy.deepcopy(network)
     options = {"unlabelled_batch": sizes[1], "ema": config.ema, "weak_pass": weak_pass, **further}
-    method = kind(kind.Config(**case.options), network, spec, **options).to(device).train()
+    method = kind(own, network, spec, **options).to(device).train()
     stage = method.stage(case.stage, config.steps)
-    update = Update(method, stage, config)
+    update = updates.made(method, stage, config, scaled=False)
     held = our_steps.Held(made_batch(method, sizes, classes, device), spec)
     return MethodStep(Step(method, held, update, Clock(stage.steps, 0, device), config), counted(case, method, sizes))
 

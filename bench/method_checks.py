@@ -44,7 +44,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "remixmatch_interleaved": ("remixmatch", {"ctaugment": False, "forward": "interleaved"}),
     "layermatch_teacher": ("layermatch", {**FEW, "averaging": "teacher"}),
     "layermatch_outputs": ("layermatch", {**FEW, "averaging": "outputs"}),
+    "self_training": ("self_training", {"threshold": 0.0, "loss": "zoph", "joint": "rotation"}),
+    "noisy_student": ("noisy_student", {"threshold": 0.0}),
     "sentaugment": ("sentaugment", {"bank": "own", "retrieved": 50}),
+    "simclrv2": ("simclrv2", {"fine_tune_from": 0}),  # the recipe names a linear head
     "zeromatch_distil": ("zeromatch", {"inner_options": "threshold=0.3"}),
     "zeromatch": ("zeromatch", {"inner_options": "threshold=0.3", "distil_share": 0.0}),
     "pl_feature": ("pl_feature", {"inner_options": "threshold=0.3"}),
@@ -82,7 +85,7 @@ class Registry(Bench):
         plain = {key: value for key, value in recipe.items() if not key.startswith("method.")} | {"method.name": name}
         small = {**VIT, "model.weights": "random", "data.resize": 36} if transformer else {}
         run = our_run(name, plain, self.folder, str(self.device), {**SMALL, **small, **given})
-        if name == "sentaugment":  # the student's stage, whose samples are chosen before it
+        if name in ("sentaugment", "self_training", "noisy_student"):  # the student's stage, whose samples are chosen before it
             for k in (0, 1):
                 look.prepare(run, k)
             run.set_up(run.method.stage(1, run.total))

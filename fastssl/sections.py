@@ -68,7 +68,13 @@ class ModelConfig:
     adaptformer_rank: int = option(64, "width of the bottleneck beside the MLP (adaptformer)", source="FineSSL code: 64", least=1)
     adaptformer_form: str = option("parallel", "where adaptformer's bottleneck sits", choices=("parallel", "sequential"))
     adapter_scale: float = option(0.1, "factor on the output of adapter and adaptformer", source="FineSSL code: 0.1")
-    head: str = option("linear", "classifier: plain linear, or cosine with a learnable scale", choices=("linear", "cosine"))
+    head: str = option(
+        "linear",
+        "classifier: plain linear, cosine with a learnable scale, or linear on a hidden layer with batch-norm and ReLU (projected)",
+        source="projected: SimCLRv2, which fine-tunes from its projection's first layer",
+        choices=("linear", "cosine", "projected"),
+    )
+    head_width: int | None = option(None, "width of a projected head's hidden layer; the features' own if not said", least=1)
     head_init: str = option(
         "random",
         "start of a head's weight: random unit rows, or the text tower's features of the class names",
@@ -131,6 +137,19 @@ class DataConfig:
     )
     foundation_noise: float = option(
         0.0, "share of the foundation labels that another class replaces, drawn by the seed, for experiments", least=0, most=1
+    )
+    label_noise: float = option(
+        0.0, "share of the training labels that are drawn anew, by the seed, for experiments with noisy labels", least=0, most=1
+    )
+    label_noise_kind: str = option(
+        "symmetric",
+        "what they are drawn from: all classes, the true one among them (symmetric), the other classes (other), or each class's most alike "
+        "one, elsewhere the next (asymmetric)",
+        source="symmetric, asymmetric: DivideMix code",
+        choices=("symmetric", "other", "asymmetric"),
+    )
+    noisy_labels: str | None = option(
+        None, "CSV with columns id,label: labels that training is given in place of the set's own, which are kept for measuring"
     )
     size: int | None = option(None, "side of the square images in pixels; the network's own, else the data's", least=1)
     resize: int | None = option(

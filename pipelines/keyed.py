@@ -62,6 +62,9 @@ def joined(base: int | Tensor, *words: Tensor) -> Tensor:
 def bits(keys: Tensor, count: int) -> Tensor:
     """`count` independent 64-bit words for each key: [n] int64 -> [n, count] int64."""
     slots = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device)
+    if torch.compiler.is_compiling():
+        # Inductor takes multiples of a range for addresses, and computes those without wrapping: the slots must look like data to it.
+        slots = slots | (keys[..., None] & 0)
     return mixed(keys[..., None] + GOLDEN * slots)
 
 

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
     judgement = lambda logits: judge(logits, found.label, len(trained.classes), found.trained_on)  # noqa: E731
     judged = {name: judgement(logits) for name, logits in found.logits.items()}
-    counted, which = judged.get("ema", judged["raw"]), "ema" if "ema" in judged else "raw"
+    counted, which = judged[trained.judge], trained.judge
     result: dict[str, Any] = {"run_dir": str(folder), "step": trained.manifest["step"], "data": args.data or config.data.name}
     result |= {name: dataclasses.asdict(one) for name, one in judged.items()}
     result |= {"accuracy": counted.accuracy, "ece": counted.ece, "rows": counted.rows}
@@ -210,15 +210,16 @@ def table(
     """The figures as lines for a reader."""
     percent = lambda share: "-" if share is None else f"{100 * share:.2f} %"  # noqa: E731
     lines = [f"accuracy  {percent(counted.accuracy)} of {counted.rows} {samples} (step {result['step']})"]
-    if "ema" in judged:
-        lines += [f"  raw network  {percent(judged['raw'].accuracy)}", f"  averaged network  {percent(judged['ema'].accuracy)}"]
+    if len(judged) > 1:
+        named = {"raw": "raw network", "ema": "averaged network", "together": "all together"}
+        lines += [f"  {named.get(name, name)}  {percent(one.accuracy)}" for name, one in judged.items()]
     if counted.thirds:
         lines += [f"balanced accuracy  {percent(counted.balanced_accuracy)}", f"geometric mean  {percent(counted.geometric_mean)}"]
         lines += [f"  {name} labels  {percent(share)}" for name, share in counted.thirds.items()]
     lines.append(f"calibration error (ECE)  {percent(counted.ece)}")
     lines += [f"  {name}  {percent(share)}" for name, share in zip(classes, counted.per_class, strict=True)]
     for one in result.get("fgsm", ()):
-        raw = f", raw network {percent(one['raw'])}" if "ema" in one else ""
+        raw = f", raw network {percent(one['raw'])}" if len(judged) > 1 else ""
         still = f"; {one['unmoved']} {samples} have no gradient and did not move" if one["unmoved"] else ""
         beside = f"(clean {percent(one['clean_accuracy'])}{raw})"
         lines.append(f"accuracy under FGSM, epsilon {one['epsilon']:g}  {percent(one['accuracy'])} {beside}{still}")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..config import RunConfig
     from ..engine.inference import Trained
 
-NETWORKS = ("judged", "raw", "ema")
+NETWORKS = ("judged", "raw", "ema", "second")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--network",
         choices=NETWORKS,
         default="judged",
-        help="the averaged network (ema), the other one (raw), or the one that counts: averaged where one is kept (judged)",
+        help="the averaged network (ema), the other one (raw), or the one that counts: averaged where one is kept (judged); of a run that "
+        "is judged by two networks together the first (raw) or the second",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--merged", action="store_true", help="adapters folded into the weights, or an error where they cannot be")
@@ -56,7 +57,14 @@ def run(args: argparse.Namespace) -> int:
     trained = load_trained(folder, config)
     for text in trained.complaints:
         print(f"warning: {text}", file=sys.stderr)
-    kind = ("ema" if "ema" in trained.networks else "raw") if args.network == "judged" else args.network
+    kind = trained.judge if args.network == "judged" else args.network
+    if kind == "together":
+        raise ConfigError(
+            f"{folder} is judged by several networks, whose logits are summed, and a file holds one; export each: --network raw, then "
+            "--network second"
+        )
+    if kind not in trained.networks and kind == "second":
+        raise ConfigError(f"{folder} has no second network that it is judged by; leave --network out")
     if kind not in trained.networks:
         raise ConfigError(f"{folder} keeps no averaged network; take --network raw, or train with --ema")
     merged = True if args.merged else False if args.kept else None
@@ -137,7 +145,7 @@ def lines(about: dict[str, Any], files: dict[Path, Any], description: Path) -> l
     )
     said = [f"{network}: {about['name']} at step {about['step']} ({about['network']}), as {about['layout']} names its weights, {inside}"]
     if head:
-        why = "it is no linear layer" if about["head"] == "cosine" else "the network has no place for it"
+        why = "it is no linear layer" if about["head"] != "linear" else "the network has no place for it"
         said.append(f"{head[0]}: the {about['head']} head, apart, because {why}")
     said.append(f"{description}: classes, input, and the Python that loads it")
     if "largest_difference" in about:

@@ -24,7 +24,7 @@ def foreseen(args: argparse.Namespace) -> dict[str, Any]:
 
     from .. import methods, models, presets
     from ..config import resolve
-    from ..engine import memory
+    from ..engine import memory, networks
     from ..engine.assemble import choose_device
     from ..pipelines.batch import DataSpec
     from .train import DEFAULT_METHOD
@@ -41,6 +41,7 @@ def foreseen(args: argparse.Namespace) -> dict[str, Any]:
     given = {key: value for key, value in asked.items() if value is not None}
     lowest = presets.defaults(name, model=args.model, data="any")  # the method's own recipe, not the one for digits
     config = resolve(name, kind.Config, [("preset", lowest), ("the command line", given)])
+    config = networks.headed(config, kind)
     device = choose_device("auto", config.train.amp)
     model = models.bare(config.model)
     shape = shape_of(models.describe(model, args.size), model.name, args.size, args.max_length)
@@ -54,7 +55,10 @@ def foreseen(args: argparse.Namespace) -> dict[str, Any]:
         network = network.to(memory_format=torch.channels_last)
     weak_pass = train.weak_pass if train.weak_pass != "auto" else "joint" if network.has_batchnorm else "separate"
     spec = DataSpec("none", tuple(map(str, range(CLASSES))), shape, train.batch_size + unlabelled, unlabelled)
-    method = kind(config.method, network, spec, unlabelled_batch=unlabelled, ema=train.ema, weak_pass=weak_pass).to(device).train()
+    with torch.random.fork_rng(devices=[]):
+        others = networks.others(kind, config.method, model, spec.classes, size=size)
+    options = {"unlabelled_batch": unlabelled, "ema": train.ema, "weak_pass": weak_pass, **others}
+    method = kind(config.method, network, spec, **options).to(device).train()
     found = memory.foresee(method, train, views=views, image=spec.shape, rows=train.batch_size)
     space = memory.room(device)
     more = f" and {unlabelled} unlabelled" if unlabelled else ""

@@ -69,7 +69,7 @@ def from_run(args: argparse.Namespace, config: Any, trained: Trained, device: to
     """Labels of --data, or of the run's own set, by its network."""
     import numpy as np
 
-    from ..engine.assemble import indexing
+    from ..engine.indexing import indexing
     from ..engine.text_inference import reader_of, text_logits
     from ..pipelines import sources, splits
 
@@ -125,7 +125,7 @@ def by_names(
     """[N, C] probabilities by the cosine of each text to the descriptions of the classes."""
     from .. import models
     from ..config import ModelConfig
-    from ..engine.assemble import indexing
+    from ..engine.indexing import indexing
     from ..engine.text_inference import TextReader, text_logits
     from ..models import zero_shot
 
@@ -148,7 +148,7 @@ def by_entailment(
     """[N, C] probabilities by what each text entails: one hypothesis a class."""
     import torch
 
-    from ..engine.assemble import indexing
+    from ..engine.indexing import indexing
     from ..engine.step import AMP_TYPES
     from ..models import entailment, zero_shot
 

@@ -159,7 +159,7 @@ def whole_paths(data: DataConfig) -> DataConfig:
     from ..pipelines.set_facts import root_of
     from ..pipelines.sources import NAMES, SETS
 
-    files = ("labels", "test", "split", "foundation_labels", "descriptions", "extra_unlabelled")
+    files = ("labels", "test", "split", "foundation_labels", "descriptions", "extra_unlabelled", "noisy_labels")
     kept = {key: os.path.abspath(value) for key in files if (value := getattr(data, key)) is not None}
     if data.name in SETS:
         kept["root"] = str(root_of(data.root))

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from ..environment import compiler, mend_build_tools
-from ..methods.base import Stage
 from .update import trainable
 
 
@@ -29,15 +28,19 @@ def announce(run: Any) -> None:
 
 def trained(run: Any) -> str:
     """How many weights train; stage after stage where there are several."""
-    counts: list[tuple[Stage, int]] = []
-    while (stage := run.method.stage(len(counts), run.total)) is not None:
+    counts: dict[tuple[str, int], list[int]] = {}  # stages alike are told of once, where the first of them stands
+    k = 0
+    while (stage := run.method.stage(k, run.total)) is not None:
         run.method.enter(stage)
-        counts.append((stage, sum(p.numel() for _, p in trainable(run.method, stage))))
+        counts.setdefault((stage.name, sum(p.numel() for _, p in trainable(run.method, stage))), []).append(stage.steps)
+        k += 1
     if not counts:
         return "nothing trains"
     run.method.enter(run.stage)
-    if len(counts) == 1:
-        return f"{counts[0][1]:,} trained weights"
-    each = [f"for {stage.steps:,} steps ({stage.name})" for stage, _ in counts]
-    later = [f", then {count:,} {words}" for (_, count), words in zip(counts[1:], each[1:], strict=True)]
-    return f"{counts[0][1]:,} trained weights {each[0]}" + "".join(later)
+    if k == 1:
+        return f"{next(iter(counts))[1]:,} trained weights"
+    told = []
+    for (name, count), steps in counts.items():
+        times = f", {len(steps)} times" if len(steps) > 1 else ""
+        told.append(f"{count:,}{'' if told else ' trained weights'} for {sum(steps):,} steps ({name}{times})")
+    return ", then ".join(told)

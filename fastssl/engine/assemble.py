@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import sys
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +15,8 @@ from ..config import RunConfig
 from ..kernels import _dispatch
 from ..methods import find
 from ..methods.base import Method
-from ..models import fp8
-from ..pipelines import choice, sources, splits, text_table
+from ..models import Network, fp8
+from ..pipelines import choice, label_noise, sources, splits, text_table
 from ..pipelines.batch import Split, Views
 from ..pipelines.errors import ConfigError, DataError, SetupError
 from ..pipelines.imbalance import Imbalance
@@ -25,7 +24,8 @@ from ..pipelines.resident import ResidentPipeline
 from ..pipelines.source import Source
 from ..pipelines.text_resident import TextPipeline
 from ..pipelines.text_source import TextSource
-from . import given, own_labels, teacher, texts
+from . import given, networks, own_labels, teacher, texts
+from .indexing import indexing
 
 SOFT_ORIGINS = ("default", "preset")  # layers that give way to what the data allow; a user's own words do not
 
@@ -71,6 +71,7 @@ def assemble(
     device = choose_device(config.train.device, config.train.amp)
     check_kernels(device)
     method_class = find(config.method_name)
+    config = networks.headed(config, method_class)
     if encoder is not None:
         name = f"{type(encoder).__module__}:{type(encoder).__qualname__}"
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=name))
@@ -108,7 +109,7 @@ def assemble(
         lost = "are empty" if is_table else "cannot be decoded"
         warnings.append(f"{len(source.quarantine)} {source.samples} {lost} and are left out (quarantine.csv lists them)")
     if split is None:
-        split = draw_split(config, source, restored=restored)
+        split = draw_split(config, source, restored=restored, note=notes.append)
     warnings += source.warnings
     if len(source.classes) < 2:
         raise DataError(f"{data.name} has {len(source.classes)} class; a classifier needs at least two")
@@ -123,13 +124,13 @@ def assemble(
             encoder=encoder,
             report=report,
         )
+        more = networks.others(method_class, config.method, model, source.classes, about=wanted, size=size, encoder=encoder, report=report)
         notes += report.notes
         warnings += report.warnings
         weak_pass = config.train.weak_pass
         if weak_pass == "auto":
             weak_pass = "joint" if network.has_batchnorm else "separate"
-        if network.has_batchnorm:
-            network = network.to(memory_format=torch.channels_last)
+        network = to_format(network)
         method_config = config.method
         views = method_class.asks(method_config)
         if views.unlabelled and len(split.unlabelled) == 0:
@@ -150,6 +151,7 @@ def assemble(
             network,
             spec,
             **({} if folder is None else {"teacher": teacher.load(folder, spec, wanted.text)}),
+            **{keyword: to_format(other) for keyword, other in more.items()},
             unlabelled_batch=train.batch_size * train.ratio if views.unlabelled else 0,
             ema=train.ema,
             weak_pass=weak_pass,
@@ -165,6 +167,11 @@ def assemble(
         config = texts.decayed(config, method, notes)  # a network without layers is refused before a run directory is made
     notes.append(f"weak pass: {method.weak_pass} ({'network with' if network.has_batchnorm else 'no'} batch-norm)" if views.no_grad else "")
     return Parts(config, device, source, split, pipeline, method, [n for n in notes if n], warnings, lines)
+
+
+def to_format(network: Network) -> Network:
+    """The network in the memory format in which it is fastest."""
+    return network.to(memory_format=torch.channels_last) if network.has_batchnorm else network
 
 
 def make_pipeline(config: RunConfig, source: Source, split: Split, views: Views, device: torch.device, size: int) -> ResidentPipeline:
@@ -194,30 +201,16 @@ def room(device: torch.device) -> choice.Room:
     return choice.Room(str(device), torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host, host)
 
 
-@contextlib.contextmanager
-def indexing(quiet: bool, what: str = "reading images") -> Iterator[Callable[[int, int], None] | None]:
-    """What files are counted by while they are opened: a bar where stderr is a terminal, nothing elsewhere."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def draw_split(config: RunConfig, source: Source, *, restored: bool = False, note: Callable[[str], None] = lambda text: None) -> Split:
+    """The split that the configuration asks for; warnings go to `source.warnings`, what was done to its labels to `note`.
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def draw_split(config: RunConfig, source: Source, *, restored: bool = False) -> Split:
-    """The split that the configuration asks for; warnings go to `source.warnings`.
-
-    A run that is `restored` reads its own split file, which holds what the imbalance profiles drew: they are not asked again.
+    A run that is `restored` reads its own split file, which holds what the imbalance profiles and the label noise drew: they are not asked
+    again.
     """
     data = config.data
     profiles = None if restored else Imbalance(data.imbalance, data.imbalance_unlabelled, data.head_unlabelled)
-    return splits.make(
-        source,
+    draw = functools.partial(
+        splits.make,
         per_class=data.labels_per_class,
         fraction=data.label_fraction,
         total=data.labels_total,
@@ -227,6 +220,7 @@ def draw_split(config: RunConfig, source: Source, *, restored: bool = False) -> 
         holdout=data.holdout,
         imbalance=profiles,
     )
+    return draw(source) if restored else label_noise.configured(data, source, draw, seed=config.train.seed, note=note)
 
 
 def fit_batches(config: RunConfig, split: Split, unlabelled: bool, notes: list[str], samples: str = "images") -> RunConfig:

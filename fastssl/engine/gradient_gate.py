@@ -52,7 +52,7 @@ def gradient(step: Any) -> list[Tensor]:
     """The gradients of one step's losses with respect to all that trains, as fp64 on the host; the step's state stays as it was."""
     parameters, found = step.update.parameters, []
 
-    def collect(loss: Tensor) -> None:
+    def collect(loss: Tensor, part: int = 0, rate: Tensor | None = None) -> None:
         with torch.autocast(loss.device.type, enabled=False):
             found.extend(torch.autograd.grad(loss, parameters, allow_unused=True))
 

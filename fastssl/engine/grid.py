@@ -44,6 +44,7 @@ SOFT = ("data.root", "data.workers", "train.keep", "train.save_every", "train.pr
 FILES = (
     "foundation_labels",
     "descriptions",
+    "noisy_labels",
     "split",
     "labels",
     "extra_unlabelled",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import models
 from ..config import RunConfig
-from ..models import Network
+from ..models import Network, Together
 from ..models.network import TextInput
 from ..pipelines.errors import CheckpointError
 from . import checkpoint
@@ -24,8 +25,8 @@ from .step import AMP_TYPES
 class Trained:
     """A run's judged network and what it takes to feed it."""
 
-    network: Network  # in eval mode, on the CPU
-    networks: dict[str, Network]  # "raw" and, where one was kept, "ema"
+    # In eval mode, on the CPU: "raw" and, where one was kept, "ema"; or several by name, "raw" the first, and then "together".
+    networks: dict[str, Network | Together]
     classes: tuple[str, ...]
     size: int | None  # side of the square input in pixels; None for texts
     mean: tuple[float, ...]
@@ -34,6 +35,16 @@ class Trained:
     complaints: list[str]
     text: TextInput | None = None  # of a run on texts: its tokenizer
     longest: int | None = None  # of a run on texts: tokens of each that it reads
+
+    @property
+    def judge(self) -> str:
+        """Which of the networks counts."""
+        return list(self.networks)[-1]
+
+    @property
+    def network(self) -> Network | Together:
+        """The network that counts."""
+        return self.networks[self.judge]
 
     @property
     def samples(self) -> str:
@@ -58,19 +69,33 @@ def load_trained(folder: Path, config: RunConfig, *, encoder: nn.Module | None =
     reads_text = manifest.get("kind") == "text"  # runs of before texts were known have no kind
     text = models.describe(model).text if reads_text else None
     size = None if reads_text else manifest["shape"][-1]
-    networks = {}
-    for name, prefix in (("raw", "network."), ("ema", "ema.")):
-        own = {k.removeprefix(prefix): v for k, v in state["method"].items() if k.startswith(prefix)}
-        if not own:
-            continue
-        network = models.build(model, classes, size=size, encoder=copy.deepcopy(encoder))
+
+    def read(name: str) -> Network:
+        """The network of that name in the method."""
+        own = {k.removeprefix(f"{name}."): v for k, v in state["method"].items() if k.startswith(f"{name}.")}
+        other = manifest.get("others", {}).get(name)
+        network = models.build(
+            dataclasses.replace(model, name=other) if other else model,
+            classes,
+            size=size,
+            encoder=None if other else copy.deepcopy(encoder),
+        )
         try:
             network.load_state_dict(own)
         except RuntimeError as error:
             raise CheckpointError(f"the checkpoint in {folder} does not fit its config.yaml: {str(error).splitlines()[0]}") from None
-        networks[name] = network.eval()
+        return network.eval()
+
+    # Runs of before methods named their judges had one network, and an averaged one where they kept it.
+    usual = ("ema",) if any(key.startswith("ema.") for key in state["method"]) else ("network",)
+    judges = tuple(manifest.get("judges", usual))
+    networks = {"raw": read("network" if judges == ("ema",) else judges[0])}
+    if judges == ("ema",):
+        networks["ema"] = read("ema")
+    elif len(judges) > 1:
+        networks |= {name: read(own) for name, own in zip(("second", "third", "fourth"), judges[1:], strict=False)}
+        networks["together"] = Together(list(networks.values())).eval()
     return Trained(
-        networks.get("ema", networks["raw"]),
         networks,
         classes,
         size,

@@ -108,6 +108,7 @@ def prepare(run: Any, k: int) -> None:
     look = Look(run.pipeline, run.parts.split, run.method.judged(), AMP_TYPES.get(run.config.train.amp))
     with memory.guarded(run, "evaluating"):
         said = run.method.prepare(k, look)
+    run.rounds.begin(k, run.method.stage(k, run.total), said)
     for text in said.notes:
         run.reporter.say(text)
     for text in said.warnings:

@@ -26,6 +26,7 @@ from ..pipelines.errors import ResourceError
 from .ledger import Shapes, evaluation_bytes, step_bytes
 from .step import AMP_TYPES
 from .update import trainable
+from .updates import each_of
 
 STATES = {"sgd": 1, "adamw": 2, "lars": 1}  # tensors of a weight's shape that an optimiser keeps (sgd: with momentum)
 SPARE = 0.2  # share of memory left to what is not foreseen: libraries' workspaces, pieces too small to serve
@@ -130,7 +131,8 @@ def begin(run: Any) -> Memory | None:
     device = run.parts.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    optimizer = [v for state in run.update.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    states = [state for one in each_of(run.update) for state in one.optimizer.state.values()]
+    optimizer = [value for state in states for value in state.values() if isinstance(value, Tensor)]
     try:
         found = foresee(
             run.method,

@@ -3,7 +3,7 @@
 | mode | what runs |
 |---|---|
 | eager | the step's body, line by line |
-| compile | the same body; the method's `loss` and `remember` compiled whole (fullgraph, static shapes) |
+| compile | the same body; the method's `compiled` functions (`loss`, `remember`) compiled whole (fullgraph, static shapes) |
 | graph | the compiled body recorded once as one CUDA graph, and launched |
 """
 
@@ -110,15 +110,15 @@ def _enter(step: Any, mode: str, backend: str, recorder: Any) -> None:
 def _leave(step: Any) -> None:
     step.run = step.body
     step.mode = "eager"
-    for name in ("loss", "remember"):
+    for name in step.method.compiled:
         step.method.__dict__.pop(name, None)
 
 
 def compile_method(method: Any, backend: str) -> None:
-    """`loss` and `remember` of one method compiled whole; the backward pass comes of the compiled loss."""
+    """A method's `compiled` functions (`loss` and `remember`), each compiled whole; the backward pass comes of the compiled loss."""
     # Random numbers as eager code draws them, so that dropout does not depend on the mode.
     options = {"fallback_random": True} if backend == "inductor" else None
-    for name in ("loss", "remember"):
+    for name in method.compiled:
         function = own_code(getattr(type(method), name)).__get__(method)
         method.__dict__[name] = torch.compile(function, backend=backend, fullgraph=True, dynamic=False, options=options)
 

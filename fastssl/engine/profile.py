@@ -92,14 +92,14 @@ class Phases:
         try:
             for network in (module for module in method.modules() if isinstance(module, Network)):
                 hooks += [network.register_forward_pre_hook(self._enter), network.register_forward_hook(self._leave)]
-            for name, phase in (("loss", "loss"), ("remember", "memory")):
-                method.__dict__[name] = self._within(phase, getattr(method, name))
+            for name in method.compiled:
+                method.__dict__[name] = self._within("memory" if name == "remember" else "loss", getattr(method, name))
             update.watch = self._spend
             yield
         finally:
             for hook in hooks:
                 hook.remove()
-            for name in ("loss", "remember"):
+            for name in method.compiled:
                 method.__dict__.pop(name, None)
             update.watch = None
 
@@ -183,7 +183,7 @@ def profile(step: Any, folder: Path | None, *, clock: Any = None, sides: tuple[i
 @contextlib.contextmanager
 def eagerly(step: Any) -> Iterator[None]:
     """Within it the method's `loss` and `remember` are its own, not their compiled forms (modes.compile_method)."""
-    kept = {name: step.method.__dict__.pop(name) for name in ("loss", "remember") if name in step.method.__dict__}
+    kept = {name: step.method.__dict__.pop(name) for name in step.method.compiled if name in step.method.__dict__}
     try:
         yield
     finally:

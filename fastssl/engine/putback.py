@@ -13,27 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .updates import each_of
+
 
 def written(step: Any) -> list[Tensor]:
     """Every tensor that a Step writes, each once: weights, memory, optimiser, averages, counters, clock. Not the pipeline's."""
     update = step.update
     tensors = [*step.method.parameters(), *step.method.buffers()]
-    for state in update.optimizer.state.values():
-        tensors += [value for value in state.values() if isinstance(value, Tensor)]
-    tensors += [
-        update.lr,
-        update.rates,
-        update.step,
-        update.ok,
-        update.losses_ok,
-        update.growth,
-        step.streak,
-        step.worst_streak,
-        step.clock.step,
-    ]
-    if update.scale is not None:
-        tensors.append(update.scale)
-    tensors += step.sums.values()
+    for one in each_of(update):
+        for state in one.optimizer.state.values():
+            tensors += [value for value in state.values() if isinstance(value, Tensor)]
+        tensors += [one.lr, one.rates, one.step, one.ok, one.losses_ok, one.growth]
+        if one.scale is not None:
+            tensors.append(one.scale)
+    tensors += [step.streak, step.worst_streak, step.clock.step, *step.sums.values()]
     return list({id(tensor): tensor for tensor in tensors}.values())
 
 
@@ -53,7 +46,8 @@ def put_back(step: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        step.update.turn = 0
+        for one in each_of(step.update):
+            one.turn = 0
         for parameter in step.update.parameters:
             parameter.grad = None
         with torch.no_grad():

@@ -155,7 +155,11 @@ def final_table(result: dict[str, Any], classes: tuple[str, ...]) -> str:
     raw, ema = result.get("raw"), result.get("ema")
     rows += [("  raw network", percent(raw["accuracy"]))] if raw else []
     rows += [("  averaged network", percent(ema["accuracy"]))] if ema else []
-    judged = ema or raw
+    together = result.get("together")
+    rows += [("  all networks together", percent(together["accuracy"]))] if together else []
+    rounds = [one for one in result.get("rounds", ()) if one["accuracy"] is not None]
+    rows += [(f"  after stage {one['stage']}, {one['name']}", f"{percent(one['accuracy'])} at step {one['steps']}") for one in rounds]
+    judged = together or ema or raw
     if judged:
         if thirds := judged.get("thirds"):
             rows += [(name, percent(judged[name.replace(" ", "_")])) for name in ("balanced accuracy", "geometric mean")]

@@ -15,16 +15,14 @@ import torch
 from ..config import RunConfig
 from ..methods.base import Stage
 from ..pipelines.errors import DivergedError, FastsslError, Preempted
-from ..schedules import Clock
 from . import checkpoint, directory, gradient_gate, look, memory, modes, profile, state, texts
 from .announce import announce
 from .assemble import Parts, assemble
-from .idle import Idle
 from .own_labels import with_own_labels
 from .report import Reporter, speed
-from .step import AMP_TYPES, Step
+from .rounds import Rounds
+from .step import AMP_TYPES
 from .sweep import Judgement, judge, logits_of, reached
-from .update import Update
 
 
 class Interrupted(FastsslError):
@@ -52,6 +50,7 @@ class Run:
         train = self.config.train
         self.total = train.steps
         self.done = 0  # steps of the run that are finished
+        self.ended = False  # whether the method had no further stage before the steps were used up
         self.seconds = 0.0  # training time, evaluation and saving left out
         self.curve: list[tuple[int, float, float]] = []
         self.stage_index, self.stage_start = 0, 0
@@ -64,7 +63,7 @@ class Run:
             directory.create(folder, parts, overwrite=overwrite)
         self.lock = directory.take_lock(folder) if folder is not None else None
         self.reporter = Reporter(folder, self.total, quiet=quiet)
-        self.made: dict[tuple, Step] = {}
+        self.rounds = Rounds(self)
         self.set_up(self.method.stage(0, self.total))
 
     def train(self) -> dict[str, Any]:
@@ -91,7 +90,7 @@ class Run:
         self.reporter.status("running", self.done)
         try:
             self._walk()
-            finished = self.done >= self.total
+            finished = self.ended or self.done >= self.total
             if finished and self.done and int(self.step.streak) >= min(train.max_skipped, self.done):
                 raise DivergedError(self._diverged(int(self.step.streak)))
             result = self.result()
@@ -121,25 +120,9 @@ class Run:
             self.lock.close()
 
     def set_up(self, stage: Stage | None) -> None:
-        """Makes clock, update and step of a stage; one that comes back takes those it had, and what was compiled or captured with them.
-
-        A method without any stage trains nothing: its run has no step.
-        """
-        train = self.config.train
-        if stage is None:
-            self.stage, self.total, self.step = None, 0, Idle(train.seed, self.parts.device)
-            self.clock, self.update = self.step.clock, self.step.update
-            return
-        self.stage = stage
-        self.pipeline.show(stage.views or self.method.asks(self.method.config))
-        key = (stage.name, stage.networks, stage.frozen, stage.steps, stage.views)
-        if key not in self.made:
-            clock = Clock(stage.steps, train.seed, self.parts.device)
-            update = Update(self.method, stage, train, scaled=train.amp == "fp16")
-            self.made[key] = Step(self.method, self.pipeline, update, clock, train)
-        else:
-            self.made[key].restart(stage)
-        self.step = self.made[key]
+        """Makes clock, update and step of a stage, or takes those that it had (rounds.py)."""
+        self.stage, self.step = stage, self.rounds.set_up(stage)
+        self.total = 0 if stage is None else self.total
         self.clock, self.update = self.step.clock, self.step.update
 
     def prepare(self) -> None:
@@ -160,18 +143,9 @@ class Run:
         elif self.done == 0:
             look.begin(self, 0)
         self.method.train()
-        while self.done < end:
-            if self.done - self.stage_start >= self.stage.steps:
-                self.stage_index, self.stage_start = self.stage_index + 1, self.done
-                stage = self.method.stage(self.stage_index, self.total)
-                if stage is None:
-                    break
-                self._report()
-                streak = self.step.streak
-                look.begin(self, self.stage_index)
-                self.set_up(self.method.stage(self.stage_index, self.total))  # which may go by what was prepared
-                self.step.streak.copy_(streak)  # a run that diverged in one stage has not recovered by entering the next
-                self.reporter.say(f"stage {self.stage_index + 1}, {self.stage.name}: {self.stage.steps:,} steps")
+        while self.done < end and not self.ended:
+            if self.done - self.stage_start >= self.stage.steps and not self.rounds.next():
+                break
             self.prepare()
             begin = time.perf_counter()
             with memory.guarded(self, "training"):
@@ -180,16 +154,16 @@ class Run:
             self.done += 1
             self.images += self.config.train.batch_size * self.pipeline.views.count(self.config.train.ratio)
             if self.done % train.report_every == 0 or self.done == self.total:
-                self._report()
+                self.report()
             if self.done % eval_every == 0 or self.done == self.total:
-                self._evaluate()
+                self.evaluate()
             if self.done % save_every == 0 or self.done == end or self.signal is not None:
                 self.save()
             if self.signal is not None and self.done < end:
                 where = f"stopped by signal {self.signal} after step {self.done}, saved; go on with --resume {self.folder}"
                 raise (Interrupted if self.signal == signal.SIGINT else Preempted)(where)
 
-    def _report(self) -> None:
+    def report(self) -> None:
         if self.done == self.reported:
             return
         begin = time.perf_counter()
@@ -218,12 +192,14 @@ class Run:
         )
 
     def _judge(self) -> tuple[Judgement | None, Judgement | None]:
-        """Raw and averaged network on the test part."""
+        """On the test part: the raw network (of several the first), and the averaged one or all together where these are judged."""
         if len(self.parts.split.test) == 0:
             return None, None
         amp, classes = AMP_TYPES.get(self.config.train.amp), len(self.parts.source.classes)
         judged = []
-        for network in (self.method.network, self.method.ema):
+        names = self.method.judges()
+        raw = self.method.network if names == ("ema",) else self.method.get_submodule(names[0])
+        for network in (raw, self.method.judged() if len(names) > 1 or names == ("ema",) else None):
             if network is None:
                 judged.append(None)
                 continue
@@ -232,7 +208,7 @@ class Run:
             judged.append(judge(self.method.finish(logits, index), label, classes, self.parts.split.label))
         return judged[0], judged[1]
 
-    def _evaluate(self) -> None:
+    def evaluate(self) -> None:
         raw, ema = self._judge()
         self.judgement = (self.done, raw, ema)
         counted = ema or raw
@@ -248,7 +224,8 @@ class Run:
         if at != self.done:
             raw, ema = self._judge()
         counted = ema or raw
-        c = self.config
+        self.rounds.end(counted.accuracy if counted else None)
+        c, averaged = self.config, self.method.judges() == ("ema",)
         return {
             "run_dir": str(self.folder) if self.folder else None,
             "method": c.method_name,
@@ -264,7 +241,9 @@ class Run:
             "seed": c.train.seed,
             "ece": counted.ece if counted else None,
             "raw": dataclasses.asdict(raw) if raw else None,
-            "ema": dataclasses.asdict(ema) if ema else None,
+            "ema": dataclasses.asdict(ema) if ema and averaged else None,
+            "together": dataclasses.asdict(ema) if ema and not averaged else None,
+            "rounds": self.rounds.table(),
             **{k: self.last.get(k) for k in ("kept", "pseudo_accuracy", "pseudo_accuracy_all", "pseudo_bias", "foundation_agreement")},
             "to_90_percent": reached(self.curve),
             "skipped": round(self.skipped),

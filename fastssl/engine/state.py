@@ -9,7 +9,7 @@ import torch
 from ..pipelines.errors import CheckpointError
 from . import checkpoint, given, look, own_labels
 
-PROGRESS = ("done", "images", "seconds", "stage_index", "stage_start", "skipped", "reported", "last")  # a run's own numbers
+PROGRESS = ("done", "ended", "images", "seconds", "stage_index", "stage_start", "skipped", "reported", "last")  # a run's own numbers
 
 
 def save(run: Any) -> None:
@@ -27,11 +27,14 @@ def save(run: Any) -> None:
         "rng": torch.get_rng_state(),
         "device_rng": torch.cuda.get_rng_state(run.parts.device) if run.parts.device.type == "cuda" else None,
         "run": {name: getattr(run, name) for name in PROGRESS},
+        "rounds": run.rounds.state_dict(),
         "curve": [list(point) for point in run.curve],
     }
     about = {
         "method": config.method_name,
         "model": config.model.name,
+        "judges": list(run.method.judges()),
+        "others": run.method.others(run.method.config),
         "classes": list(spec.classes),
         "kind": spec.kind,
         "shape": list(spec.shape),
@@ -80,8 +83,12 @@ def restore(run: Any) -> None:
             "bit for bit what it would have been"
         )
     progress = state["run"]
+    missing = [name for name in PROGRESS if name not in progress] + ["rounds"] * ("rounds" not in state)
+    if missing:
+        raise CheckpointError(f"{run.folder} was saved by an older version, without {', '.join(missing)}; train anew with another --out")
     run.method.load_state_dict(state["method"])
     look.take_split(run)
+    run.rounds.load_state_dict(state["rounds"])
     if progress["stage_index"] != run.stage_index:
         run.set_up(run.method.stage(progress["stage_index"], run.total))
     run.update.load_state_dict(state["update"])
@@ -90,9 +97,6 @@ def restore(run: Any) -> None:
     torch.set_rng_state(state["rng"])
     if state.get("device_rng") is not None and run.parts.device.type == "cuda":
         torch.cuda.set_rng_state(state["device_rng"], run.parts.device)
-    missing = [name for name in PROGRESS if name not in progress]
-    if missing:
-        raise CheckpointError(f"{run.folder} was saved by an older version, without {', '.join(missing)}; train anew with another --out")
     for name in PROGRESS:
         setattr(run, name, progress[name])
     run.curve = [tuple(point) for point in state["curve"]]

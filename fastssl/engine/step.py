@@ -12,6 +12,7 @@ from ..methods.base import Method, Stage
 from ..pipelines.batch import Batch, Pipeline
 from ..schedules import Clock, learning_rate
 from .update import Update
+from .updates import Updates
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,7 +27,7 @@ class Step:
         mode: "eager", "compile" or "graph"; "" until modes.py has chosen.
     """
 
-    def __init__(self, method: Method, pipeline: Pipeline, update: Update, clock: Clock, config: TrainConfig):
+    def __init__(self, method: Method, pipeline: Pipeline, update: Update | Updates, clock: Clock, config: TrainConfig):
         self.method, self.pipeline, self.update, self.clock, self.config = method, pipeline, update, clock, config
         self.amp = AMP_TYPES.get(config.amp)
         self.device = clock.step.device
@@ -39,9 +40,10 @@ class Step:
         self.mode = ""
 
     def restart(self, stage: Stage) -> None:
-        """Begins the stage again, at the addresses that it had: optimiser, clock and counters start afresh."""
+        """Begins the stage again, at the addresses that it had: optimiser, clock and counters start afresh, unless it goes on."""
         self.update.restart(stage)
-        self.clock.step.fill_(-1)
+        if not stage.goes_on:
+            self.clock.step.fill_(-1)
         for total in (self.streak, self.worst_streak, *self.sums.values()):
             total.zero_()
 
@@ -71,6 +73,8 @@ class Step:
             with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None, cache_enabled=False):
                 terms = self.method.step(batch, self.clock, self.update)
             pieces.append({"loss": terms.total.detach(), **terms.metrics})
+        if isinstance(self.update, Updates):
+            self.update.settle()
         ok = self.update.ok
         # A skipped step leaves no trace in memory either: banks, thresholds and batch-norm statistics are put back.
         for buffer, kept in zip(self.buffers, before, strict=True):

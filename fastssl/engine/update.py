@@ -6,6 +6,7 @@ averaged networks move by a factor that is then zero. The host is told later, by
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -25,9 +26,10 @@ class Update:
 
     Args:
         method: whose trainable parameters (all but averaged copies) are updated.
-        stage: which of its networks train.
+        stage: which of its networks train, and at which rate.
         config: optimiser, learning rate, decay, clipping.
         scaled: scale the loss dynamically, as fp16 needs.
+        part: names of the submodules that this update is of, where the stage is in parts (updates.py).
 
     Attributes:
         watch: called with "backward" after each backward pass and with "update" after a whole update, by who measures them.
@@ -38,12 +40,15 @@ class Update:
 
     watch: Callable[[str], None] | None = None
 
-    def __init__(self, method: Method, stage: Stage, config: TrainConfig, *, scaled: bool = False):
+    def __init__(self, method: Method, stage: Stage, config: TrainConfig, *, scaled: bool = False, part: tuple[str, ...] | None = None):
         self.method = method
+        self.factor = stage.rate
+        if stage.weight_decay is not None:
+            config = dataclasses.replace(config, weight_decay=stage.weight_decay)
         self.clip = config.clip
         self.turns, self.turn = config.accumulate, 0  # pieces of a step's batch; how many of them are done
         method.enter(stage)
-        named = trainable(method, stage)
+        named = [(name, p) for name, p in trainable(method, stage) if part is None or name.split(".")[0] in part]
         self.parameters = [p for _, p in named]
         device = self.parameters[0].device
         self.lr = torch.zeros((), dtype=torch.float32, device=device)
@@ -55,14 +60,18 @@ class Update:
         self.levels = torch.tensor(levels, dtype=torch.float32, device=device)
         self.rates = torch.zeros_like(self.levels)  # the groups' learning rates are views of it: one launch moves them all
         self.optimizer = make_optimizer(named, dict(zip(levels, self.rates, strict=True)), config, scales, undecayed(method))
-        self.averages = [Average(one) for one in method.averages()]
+        own = {id(p) for p in self.parameters}
+        followed = [one for one in method.averages() if part is None or any(id(p) in own for p in one.source.parameters())]
+        self.averages = [Average(one) for one in followed]
         self.scale = torch.full((), FIRST_SCALE, device=device) if scaled else None
         self.growth = torch.zeros((), dtype=torch.int32, device=device)
 
     def restart(self, stage: Stage) -> None:
-        """Begins the stage again: what an optimiser remembers is forgotten, in place."""
+        """Begins the stage again: what an optimiser remembers is forgotten, in place, unless the stage goes on."""
         self.method.enter(stage)
         self.turn = 0
+        if stage.goes_on:
+            return
         for state in self.optimizer.state.values():
             for value in state.values():
                 if isinstance(value, Tensor):
@@ -73,14 +82,21 @@ class Update:
 
     def begin(self, lr: Tensor, step: Tensor | None = None) -> None:
         """Starts a step: takes over its learning rate ([] fp32) and number ([] int64; 0 if None), and forgets the last step's verdict."""
-        self.lr.copy_(lr)
+        self.lr.copy_(lr * self.factor)
         if step is not None:
             self.step.copy_(step)
         torch.mul(self.levels, self.lr, out=self.rates)
         self.ok.fill_(True)
 
-    def __call__(self, loss: Tensor) -> None:
-        """Trains by one [] loss; where a step's batch comes in pieces, by the mean of their losses once the last one is here."""
+    def __call__(self, loss: Tensor, part: int = 0, rate: Tensor | None = None) -> None:
+        """Trains by one [] loss; where a step's batch comes in pieces, by the mean of their losses once the last one is here.
+
+        Args:
+            part: of a stage in parts, which is the caller's matter (updates.py).
+            rate: [] factor on the learning rate of this update; 1 if None.
+        """
+        if rate is not None:
+            torch.mul(self.levels, self.lr * rate, out=self.rates)
         with torch.autocast(loss.device.type, enabled=False):
             if self.turn == 0:
                 self.losses_ok.fill_(True)
@@ -99,7 +115,8 @@ class Update:
             if self.scale is not None:
                 norm = norm / self.scale
             # lr * norm too: a finite gradient under a huge rate would still write infinities into the weights.
-            finite = self.losses_ok & torch.isfinite(norm * self.lr)
+            # Of a step in several parts none moves once one has failed.
+            finite = self.losses_ok & self.ok & torch.isfinite(norm * self.lr)
             if self.clip > 0:
                 torch._foreach_mul_(grads, (self.clip / (norm + 1e-6)).clamp(max=1.0))
             found_inf = (~finite).to(torch.float32)

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..models import Network, Output, Report
+from ..models import Network, Output, Report, Together
 from ..models.peft import probe_share
 from ..pipelines.batch import Batch, DataSpec, Split, Views
 from ..pipelines.ctaugment import OPS, CTAugment, proximity
@@ -23,44 +21,9 @@ from ..schedules import Clock
 from .bricks.forward import forward_views
 from .bricks.mixing import mixed_batch
 from .bricks.regularisers import entropy
+from .bricks.words import Averaged, Stage, Terms, Updater
 
-
-@dataclass
-class Terms:
-    """What a loss returns.
-
-    Attributes:
-        total: [] loss whose gradient trains the stage's networks.
-        metrics: name -> [] tensor averaged over steps, or (numerator [], denominator []) summed apart and divided when read.
-        memory: what `remember` will want; detached tensors.
-    """
-
-    total: Tensor
-    metrics: dict[str, Tensor | tuple[Tensor, Tensor]] = field(default_factory=dict)
-    memory: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stretch of training with constant computation. Optimiser and schedule start afresh with it."""
-
-    steps: int  # optimiser steps
-    networks: tuple[str, ...] | None = None  # names of the submodules that train; None: all that is trainable
-    name: str = "train"
-    frozen: tuple[str, ...] = ()  # places of submodules ("network.encoder") that are held still meanwhile
-    views: Views | None = None  # None: all that the method's configuration asks for
-
-
-class Averaged(NamedTuple):
-    """A network that follows another one: average <- decay average + (1 - decay) source, after each optimiser step."""
-
-    average: nn.Module
-    source: nn.Module
-    decay: float | Callable[[Tensor], Tensor]  # or a function of the number of the step that is done, [] int64 from 0 on
-    buffers: str = "source"  # batch-norm statistics: the source's (copied), or filled by the average's "own" passes
-
-
-Updater = Callable[[Tensor], None]
+__all__ = ["Averaged", "Method", "Stage", "Terms", "Updater"]
 
 
 class Method(nn.Module):
@@ -83,6 +46,7 @@ class Method(nn.Module):
     trains_nothing: ClassVar[bool] = False  # whether the method is judged as its network and what it is given stand
     usual_ema: ClassVar[float] = 0.0  # decay of the averaged network that a method cannot do without, where the user names none
     whole: ClassVar[int] = 1  # leading unlabelled views that MixUp leaves as they are: those that teach
+    compiled: ClassVar[tuple[str, ...]] = ("loss", "remember")  # the functions that are compiled whole; `step` is what lies between them
     summary: ClassVar[str]
     paper: ClassVar[str]
 
@@ -111,6 +75,17 @@ class Method(nn.Module):
     @classmethod
     def teacher_run(cls, config: Any) -> str | None:
         """The directory of a finished run that this configuration learns from: its networks are then passed as `teacher`."""
+        return None
+
+    @classmethod
+    def others(cls, config: Any) -> dict[str, str]:
+        """Further networks: the keyword by which the method takes one -> its model's name, or "" for another one of the run's own model,
+        with a random start of its own."""
+        return {}
+
+    @classmethod
+    def head_of(cls, config: Any) -> str | None:
+        """The kind of head (`model.head`) that this configuration wants where the user names none; None for the usual one."""
         return None
 
     @classmethod
@@ -263,9 +238,15 @@ class Method(nn.Module):
         """The averaged networks, which the engine moves after each optimiser step."""
         return [] if self.ema is None else [Averaged(self.ema, self.network, self.ema_decay)]
 
-    def judged(self) -> Network:
-        """The network whose predictions count: the averaged one where one is kept."""
-        return self.network if self.ema is None else self.ema
+    def judges(self) -> tuple[str, ...]:
+        """Names of the submodules whose predictions count, are saved as what eval and predict take, and are exported: the averaged
+        network where one is kept. The logits of several are summed."""
+        return ("network",) if self.ema is None else ("ema",)
+
+    def judged(self) -> Network | Together:
+        """The network whose predictions count, or several as one."""
+        networks = [self.get_submodule(name) for name in self.judges()]
+        return networks[0] if len(networks) == 1 else Together(networks)
 
     def predict(self, inputs: Tensor) -> Tensor:
         """[N, ...] inputs -> [N, C] logits of the judged network."""

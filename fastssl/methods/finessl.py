@@ -17,6 +17,7 @@ from torch import Tensor
 from ..config import option
 from ..kernels import consistency_loss, cross_entropy, pseudo_label_loss
 from ..models import Network, Output
+from ..models.heads import demand_one_layer
 from ..pipelines.batch import Batch, DataSpec, Views
 from ..schedules import Clock
 from .base import Method, Terms
@@ -91,6 +92,7 @@ class FineSSL(Method):
     views = Views(labelled=("weak",), unlabelled=("weak", "strong", "strong"), no_grad=1)
 
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):
+        demand_one_layer(network.head, "a method with FineSSL's second head")
         super().__init__(config, network, spec, **options)
         # Both heads start equal: the auxiliary takes the main head's weight and goes its own way.
         self.auxiliary = copy.deepcopy(network.head)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..config import option
 from ..kernels.reference import PseudoLabel
 from ..models import Network, Output
+from ..models.heads import demand_one_layer
 from ..pipelines.batch import Batch, DataSpec
 from ..pipelines.errors import ConfigError
 from ..schedules import Clock
@@ -68,6 +69,8 @@ class LayerMatch(Thresholded):
 
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):
         super().__init__(config, network, spec, **options)
+        if config.grad_relu != "off" or config.averaging == "classifier":
+            demand_one_layer(network.head, "layermatch, which holds its classifier still,")
         if config.grad_relu.startswith("conflict") and not isinstance(network.head, nn.Linear):
             raise ConfigError(f"method.grad_relu={config.grad_relu} needs a linear head; take --set model.head=linear, or grad_relu=full")
         self.average = self.teacher = self.bank = None

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config import option
 from ..kernels import consistency_loss, cross_entropy
 from ..models import Network, Output
+from ..models.heads import demand_one_layer
 from ..pipelines.batch import Batch, DataSpec, Views
 from ..schedules import Clock
 from .base import Averaged, Method, Stage, Terms
@@ -60,6 +61,8 @@ class MeanTeacher(Method):
 
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):
         check_average("mean_teacher", options.get("ema", 0.0))
+        if config.two_heads:
+            demand_one_layer(network.head, "mean_teacher with two_heads=true")
         super().__init__(config, network, spec, **options)
         self.weak_pass = "separate"  # the teacher's pass is always its own
         self.labels_share = share_of_labels(config, spec)

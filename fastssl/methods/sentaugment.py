@@ -20,7 +20,9 @@ from .base import Method, Stage, Terms
 from .bricks.neighbours import SEARCHES, installed, neighbours, unit
 from .bricks.options import MethodOptions
 from .bricks.quality import pseudo_label_quality
+from .bricks.selection import surest
 from .bricks.start import Start
+from .bricks.targets import Targets
 
 
 class SentAugment(Method):
@@ -192,45 +194,6 @@ class SentAugment(Method):
         return Terms(supervised + self.config.lambda_u * unsupervised, metrics)
 
 
-class Targets(nn.Module):
-    """Which rows were taken, and what a teacher said of them; a table of as many rows as can be kept.
-
-    Args:
-        rows: of the data set. most: that can be kept. classes: C.
-    """
-
-    guards_itself = True  # a step never writes it
-    place: Tensor
-    q: Tensor
-
-    def __init__(self, rows: int, most: int, classes: int):
-        super().__init__()
-        self.register_buffer("place", torch.full((rows,), -1))  # of each row in the table, -1 of one that is not taken
-        self.register_buffer("q", torch.zeros(most, classes))
-
-    def rows(self) -> np.ndarray:
-        """[n] int64 rows that were taken, in order."""
-        return np.flatnonzero(self.place.cpu().numpy() >= 0)
-
-    def mark(self, rows: np.ndarray) -> None:
-        """Takes [n] rows, of which nothing is said yet; more than the table has places for may be taken so."""
-        self.place.fill_(-1)
-        self.place[torch.from_numpy(rows).to(self.place.device)] = 0
-        self.q.zero_()
-
-    def write(self, rows: Tensor, p: Tensor) -> None:
-        """Takes [n] rows and no others, with [n, C] probabilities."""
-        self.mark(np.zeros(0, np.int64))
-        self.place[rows] = torch.arange(len(rows), device=rows.device)
-        self.q[: len(rows)] = p.to(self.q.dtype)
-
-    def of(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """[n] rows -> [n, C] probabilities and [n] fp32 weights: 1, or 0 of a row that was not taken or of which nothing is said."""
-        place = self.place.index_select(0, index)
-        q = self.q.index_select(0, place.clamp(min=0))
-        return q, ((place >= 0) & (q.sum(1) > 0)).to(torch.float32)
-
-
 def kept(count: int, keep: float) -> int:
     """How many of `count` are kept, at least 1: a share up to 1, a number above."""
     return max(1, round(keep * count) if keep <= 1 else min(count, round(keep)))
@@ -250,10 +213,3 @@ def apportioned(counts: np.ndarray, total: int) -> np.ndarray:
     more = np.argsort(-rest, kind="stable")[: total - share.sum()]
     share[more] += 1
     return share
-
-
-def surest(label: np.ndarray, confidence: np.ndarray, quota: np.ndarray) -> np.ndarray:
-    """Positions of the quota[c] surest rows of each class c, all where it has fewer; earlier ones first among equals, NaN never."""
-    order = np.argsort(-confidence, kind="stable")
-    order = order[np.isfinite(confidence[order])]
-    return np.sort(np.concatenate([order[label[order] == c][:n] for c, n in enumerate(quota)]))

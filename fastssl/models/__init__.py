@@ -24,11 +24,12 @@ from torch import nn
 
 from ..pipelines.errors import ConfigError
 from . import weights
-from .heads import CosineHead, LinearHead
+from .heads import make_head
 from .network import InputSpec, Network, Output, Report
 from .peft import tune
+from .together import Together
 
-__all__ = ["InputSpec", "Network", "Output", "Report", "bare", "build", "describe"]
+__all__ = ["InputSpec", "Network", "Output", "Report", "Together", "bare", "build", "describe"]
 
 
 def describe(config: Any, size: int | None = None, *, encoder: nn.Module | None = None) -> InputSpec:
@@ -77,6 +78,8 @@ def build(
         SetupError: a missing package; a file or a hub's weights that cannot be read or do not fit.
     """
     report = Report() if report is None else report
+    if config.head == "projected" and config.head_init == "text":
+        raise ConfigError("model.head_init=text fills a head of one layer, and model.head=projected has a hidden one; take another head")
     if encoder is not None:
         from . import user
 
@@ -85,10 +88,8 @@ def build(
         made = _family(config.name).make(config, classes, size, report)
     _set_momentum(made.encoder, config.batchnorm_momentum)
     tuned = tune(made.encoder, config, name=config.name)
-    if config.head == "cosine":
-        head: nn.Module = CosineHead(tuned.num_features, len(classes), config.head_scale)
-    else:
-        head = LinearHead(tuned.num_features, len(classes))
+    head = make_head(config.head, tuned.num_features, len(classes), scale=config.head_scale, width=config.head_width)
+    _set_momentum(head, config.batchnorm_momentum)
     if made.text_rows is not None:
         head.set_weight(made.text_rows)
     return Network(tuned, head, config.dropout)
@@ -116,8 +117,8 @@ def _family(name: str) -> ModuleType:
     return importlib.import_module(kind, __package__)
 
 
-def _set_momentum(encoder: nn.Module, momentum: float | None) -> None:
+def _set_momentum(network: nn.Module, momentum: float | None) -> None:
     """Batch-norm layers keep their authors' momentum unless another one is asked for."""
-    for layer in encoder.modules() if momentum is not None else ():
+    for layer in network.modules() if momentum is not None else ():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.momentum = momentum

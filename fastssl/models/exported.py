@@ -7,7 +7,7 @@
 | torch | the encoder | our own class, or the user's |
 | fastssl | the network as it was trained: encoder.*, with all that tuning added, and head.* | `load` |
 
-A head that has no place in the library's network (open_clip, torch; every cosine head) lies in a second file. Legend as in plain.py.
+A head that has no place in the library's network (open_clip, torch; any but a linear one) lies in a second file. Legend as in plain.py.
 """
 
 from __future__ import annotations
@@ -62,8 +62,7 @@ def pack(network: Network, config: ModelConfig, size: int, out: Path, *, merged:
             f"--merged: {', '.join(left)} cannot be folded into a network's weights; leave --merged out to export them as they are"
         )
     tried = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    head_kind = "cosine" if isinstance(network.head, heads.CosineHead) else "linear"
-    about: dict[str, Any] = {"head": head_kind, "tune": config.tune, "kept": list(left)}
+    about: dict[str, Any] = {"head": heads.kind_of(network.head), "tune": config.tune, "kept": list(left)}
     if merged is False or left:
         note = f"{', '.join(left)} cannot be folded into a network's weights: kept, and fastssl alone builds this network" if left else None
         code = ["from fastssl.models import exported", "", f'model, about = exported.load("{out.name}")', "logits = model(images).logits"]

@@ -37,8 +37,7 @@ def pack(network: Network, config: ModelConfig, text: TextInput, longest: int, o
         raise ConfigError(
             f"--merged: {', '.join(left)} cannot be folded into a network's weights; leave --merged out to export them as they are"
         )
-    kind = "cosine" if isinstance(network.head, heads.CosineHead) else "linear"
-    about: dict[str, Any] = {"head": kind, "tune": config.tune, "kept": left}
+    about: dict[str, Any] = {"head": heads.kind_of(network.head), "tune": config.tune, "kept": left}
     if merged is False or left:
         note = f"{', '.join(left)} cannot be folded into a network's weights: kept, and fastssl alone builds this network" if left else None
         code = ["from fastssl.models import exported", "", f'model, about = exported.load("{out.name}")', "logits = model(ids).logits"]

@@ -32,10 +32,10 @@ CONTEXT = 48  # bytes of a prompt; longer ones are cut
 class GlyphVision(VisionTransformer):
     """The image tower: reads colour pictures by the mean of their channels."""
 
-    def embed(self, x: Tensor) -> Tensor:
+    def embed_patches(self, x: Tensor) -> Tensor:
         """[N, 1 or 3, 32, 32] -> [N, T, d], in fp32 even under autocast: bf16 convolutions this narrow are slow."""
         with torch.autocast(x.device.type, enabled=False):
-            return super().embed(x.float().mean(1, keepdim=True))
+            return super().embed_patches(x.float().mean(1, keepdim=True))
 
 
 class TextTower(nn.Module):

@@ -35,10 +35,16 @@ class InputSpec(NamedTuple):
 
 @dataclass
 class Report:
-    """What a network's making left to say: `notes` for the log, `warnings` where something may not be as the user thinks."""
+    """What the making of a network, or of a method's stage, left to say.
+
+    Attributes:
+        notes: for the log. warnings: where something may not be as the user thinks.
+        values: of a stage: name -> number of what it changed; logged, and part of the run's result.
+    """
 
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    values: dict[str, float] = field(default_factory=dict)
 
 
 class Made(NamedTuple):
@@ -60,9 +66,9 @@ class Contrast(NamedTuple):
 class Network(nn.Module):
     """An encoder and one classifier head ([N, d] -> [N, classes]).
 
-    An encoder for images maps [N, C, H, W] -> [N, d]. One for texts maps [N, L] token ids, -1 beyond a text's end, and has `embed`, which
-    makes the embedded form of them: [N, L, e + 1] word embeddings, in the last channel 1 where there is a token and 0 beyond the end. It
-    maps that form too, so that texts can be mixed and moved as images are.
+    An encoder for images maps [N, C, H, W] -> [N, d]. One for texts says `reads_text = True`, maps [N, L] token ids, -1 beyond a text's
+    end, and has `embed`, which makes the embedded form of them: [N, L, e + 1] word embeddings, in the last channel 1 where there is a token
+    and 0 beyond the end. It maps that form too, so that texts can be mixed and moved as images are.
 
     Args:
         dropout: probability that training drops a feature before the head.
@@ -80,7 +86,7 @@ class Network(nn.Module):
 
     @property
     def reads_text(self) -> bool:
-        return hasattr(self.encoder, "embed")
+        return getattr(self.encoder, "reads_text", False)
 
     def continuous(self, x: Tensor) -> Tensor:
         """Inputs that can be mixed and moved: images as they are, texts embedded, with gradient to the embeddings."""

@@ -15,6 +15,13 @@ from torch import Tensor, nn
 from . import heads, own, peft
 from .network import Network, Report
 
+CODE = {
+    "linear": 'logits = F.linear(features, head["weight"], head["bias"])',
+    "cosine": 'logits = head["scale"] * F.linear(F.normalize(features, dim=1), F.normalize(head["weight"], dim=1))',
+    "projected": 'norm = [head[f"norm.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]\n'
+    'hidden = F.relu(F.batch_norm(F.linear(features, head["linear.weight"]), *norm))\n'
+    'logits = F.linear(hidden, head["classifier.weight"], head["classifier.bias"])',
+}
 TOLERANCE = 1e-4  # see `difference`: folding rounds each weight once, in fp32
 
 
@@ -67,9 +74,7 @@ def difference(got: Tensor, expected: Tensor) -> float:
 
 def head_code(head: nn.Module) -> str:
     """Python that brings `features` to `logits` by the head's tensors in `head`."""
-    if isinstance(head, heads.CosineHead):
-        return 'logits = head["scale"] * F.linear(F.normalize(features, dim=1), F.normalize(head["weight"], dim=1))'
-    return 'logits = F.linear(features, head["weight"], head["bias"])'
+    return CODE[heads.kind_of(head)]
 
 
 def _timm(config: Any, state: dict[str, Tensor], network: Network, tried: Tensor) -> Plain:

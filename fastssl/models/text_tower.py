@@ -35,6 +35,8 @@ class TextEncoder(nn.Module):
         room: P places before the text, which deep prompts fill (see text_tuning.py).
     """
 
+    reads_text = True
+
     def __init__(self, model: nn.Module, pooling: Pooling, after: nn.Module, width: int):
         super().__init__()
         if getattr(model, "pooler", None) is not None:

@@ -149,7 +149,7 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def embed(self, x: Tensor) -> Tensor:
+    def embed_patches(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, T, d] tokens, class token first, positions added. Colour is averaged where the stem takes grey."""
         if self.channels == 1 and x.shape[1] != 1:
             x = x.mean(dim=1, keepdim=True)
@@ -163,7 +163,7 @@ class VisionTransformer(nn.Module):
         """[N, C, H, W] images and optionally [depth, P, d] deep prompts -> [N, d] features."""
         if x.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(f"images must be {self.image_size}x{self.image_size} pixels, got {x.shape[-2]}x{x.shape[-1]}")
-        x = self.embed(x)
+        x = self.embed_patches(x)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             x = block(x, None if prompts is None else prompts[i], 1 if i == last else None)

@@ -30,7 +30,8 @@ class Joint(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.register_buffer("projection", projection)
-        if hasattr(encoder, "embed"):  # of texts (see network.py)
+        self.reads_text = getattr(encoder, "reads_text", False)
+        if self.reads_text:
             self.embed = encoder.embed
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ from typing import Any
 
 from ..methods import METHODS
 from ..pipelines.errors import ConfigError, unknown
-from . import adversarial, classic, consistency, finessl, fixmatch, graph, mixing, texts, uda, usb, zeromatch
+from . import adversarial, classic, consistency, finessl, fixmatch, graph, mixing, rounds, simclr, texts, uda, usb, zeromatch
 from .plain import defaults
 from .preset import Preset, Published
 
 # Presets of methods that are not built yet are not listed.
 PRESETS: dict[str, Preset] = {
     preset.name: preset
-    for room in (finessl, fixmatch, usb, classic, zeromatch, consistency, graph, mixing, uda, adversarial, texts)
+    for room in (finessl, fixmatch, usb, classic, zeromatch, consistency, graph, mixing, uda, adversarial, texts, rounds, simclr)
     for preset in room.PRESETS
     if preset.method in METHODS
 }

@@ -31,7 +31,7 @@ def test_every_method_that_trains_has_a_case():
 @pytest.mark.parametrize("case", CASES)
 def test_each_case_runs_and_repeats_itself(bench, case):
     assert "moved them" in method_checks.captured_equals_eager(bench, case)
-    stages = {"zeromatch_distil": "distil", "zeromatch": "semi_supervised"}
+    stages = {"simclr": "contrast", "simclrv2": "contrast", "zeromatch_distil": "distil", "zeromatch": "semi_supervised"}
     assert bench.made[0].stage.name == stages.get(case, "train")
     remembers = {"flexmatch": "learned", "freematch": "confidence", "softmatch": "variance", "semikd": "portion", "debiaspl": "marginal"}
     if case in remembers:

@@ -8,7 +8,7 @@ from torch import nn
 from fastssl.methods import find
 from fastssl.methods.base import Method
 from fastssl.models import Network
-from fastssl.models.heads import CosineHead, LinearHead
+from fastssl.models.heads import CosineHead, make_head
 from fastssl.pipelines.batch import Batch, DataSpec, FoundationLabels
 from fastssl.schedules import Clock
 
@@ -39,7 +39,7 @@ class Normed(Tiny):
 def network(head="cosine", seed=0, encoder=Tiny):
     torch.manual_seed(seed)
     encoder = encoder()
-    return Network(encoder, CosineHead(7, CLASSES) if head == "cosine" else LinearHead(7, CLASSES)).double()
+    return Network(encoder, make_head(head, 7, CLASSES, scale=1 / 0.07, width=None)).double()
 
 
 def foundation():
@@ -75,10 +75,11 @@ def given(kind):
 def method(name, head="cosine", unlabelled_batch=UNLABELLED, weak_pass="separate", ema=None, encoder=Tiny, **options):
     kind = find(name)
     ema = kind.usual_ema if ema is None else ema
-    made = network(head, encoder=encoder)
-    return kind(
-        kind.Config(**options), made, spec(), unlabelled_batch=unlabelled_batch, weak_pass=weak_pass, ema=ema, **given(kind)
-    ).double()
+    config = kind.Config(**options)
+    head = kind.head_of(config) or head
+    made, others = network(head, encoder=encoder), {key: network(head, 1 + k, encoder) for k, key in enumerate(kind.others(config))}
+    options = {"unlabelled_batch": unlabelled_batch, "weak_pass": weak_pass, "ema": ema, **given(kind), **others}
+    return kind(config, made, spec(), **options).double()
 
 
 def batch(views, seed=0):

@@ -27,6 +27,9 @@ ACTIVE = {
     "debiaspl": {"threshold": 0.0},
     "layermatch": {"threshold": 0.0},
     "finessl": {"threshold": 0.0},
+    "simclrv2": {"alpha": 0.5, "fine_tune_from": 0},
+    "self_training": {"loss": "zoph"},  # its plain form has one stream, of labels and selected samples
+    "meta_pseudo_labels": {"threshold": 0.0},
     "sentaugment": {"bank": "own", "keep": 1.0},
     "semikd": {"threshold": 0.0},
 }
@@ -77,12 +80,26 @@ FORMS = {
         "adamatch",
         {**_LOW, "strong_labelled": False, "interpolate": False, "ramp": False, "align_memory": "ema"},
     ),
+    "self_training, zoph, contrast": ("self_training", {"loss": "zoph", "alpha": 0.5, "joint": "contrast", "contrast_view": "strong"}),
+    "self_training, union, contrast": ("self_training", {"joint": "contrast", "contrast_view": "strong", "start": "warm"}),
+    "noisy_student, hard, smaller teacher": (
+        "noisy_student",
+        {"targets": "hard", "lambda_u": 1.0, "view": "weak", "teacher_model": "toy", "ema": 0.9},
+    ),
+    "pl_mixup, unmixed, strong, no regularisers": (
+        "pl_mixup",
+        {"mixup": 0.0, "lambda_prior": 0.0, "lambda_entropy": 0.0, "view": "strong"},
+    ),
+    "label_propagation, mean teacher, strong": ("label_propagation", {"consistency": 100.0, "ema": 0.97, "view": "strong"}),
+    "meta_pseudo_labels, product": ("meta_pseudo_labels", {**_LOW, "feedback": "dot", "wait_share": 0.0}),
+    "meta_pseudo_labels, soft, running statistics": ("meta_pseudo_labels", {**_LOW, "targets": "soft", "feedback_statistics": "eval"}),
     "layermatch, gradient by conflict": ("layermatch", {**_LOW, "grad_relu": "conflict_global", "averaging": "off", "head": "linear"}),
     "layermatch, gradient by entries": ("layermatch", {**_LOW, "grad_relu": "conflict_element", "averaging": "off", "head": "linear"}),
     "layermatch, averaged classifier alone": ("layermatch", {**_LOW, "grad_relu": "off"}),
     "layermatch, outputs": ("layermatch", {**_LOW, "averaging": "outputs"}),
     "layermatch, teacher": ("layermatch", {**_LOW, "averaging": "teacher"}),
     "layermatch, centres": ("layermatch", {**_LOW, "averaging": "centres"}),
+    "dividemix, averaged, bare": ("dividemix", {"temperature": 1.0, "penalty": 0.0, "ramp_epochs": 0.0, "ema": 0.9}),
     "sentaugment, hard, strong": ("sentaugment", {"bank": "own", "keep": 1.0, "targets": "hard", "view": "strong"}),
     "zeromatch, mlp, freematch": ("zeromatch", {"distil_share": 0.0, "inner": "freematch", "auxiliary": "mlp", "annealing": "constant"}),
     "zeromatch, flexmatch, no auxiliary head": (
@@ -110,6 +127,18 @@ def lived(name, m):
     p = torch.rand(m.spec.rows, m.spec.num_classes, generator=torch.Generator().manual_seed(0)).softmax(1)
     if name == "temporal_ensembling":
         m.bank.write(torch.arange(m.spec.rows), p, torch.tensor(True))
+    if name in ("self_training", "noisy_student"):
+        rows = torch.arange(m.spec.rows - m.spec.unlabelled, m.spec.rows)
+        m.chosen.write(rows.numpy(), p[rows].argmax(1).numpy())
+    if name == "noisy_student" and m.taught is not None:
+        m.taught.write(rows, p[rows])
+    if name == "pl_mixup":
+        m.bank.begin(torch.arange(m.spec.rows), p)
+    if name == "label_propagation":
+        m.table.write(torch.arange(m.spec.rows), p.argmax(1), p.amax(1), 0.5 + p[0])
+    if name == "simclrv2":  # a teacher that says other things than its student
+        for p_teacher in m.teacher.parameters():
+            p_teacher.data += 0.3 * torch.arange(p_teacher.numel(), dtype=p_teacher.dtype).cos().view_as(p_teacher)
     if name == "sentaugment":
         rows = torch.arange(m.spec.rows - m.spec.unlabelled, m.spec.rows)
         m.taught.write(rows, p[rows])

@@ -30,7 +30,7 @@ def test_it_resolves(preset):
     if config.model.name.startswith("transformers:"):
         assert config.data.name.endswith(".csv") and text_policy(config.data.policy)
     else:
-        assert config.data.name in sources.SETS and config.data.policy in policies.POLICIES
+        assert (config.data.name in sources.SETS or "imagenet" in config.data.name) and config.data.policy in policies.POLICIES
     chosen = [config.data.labels_per_class, config.data.labels_total, config.data.label_fraction, config.data.split]
     assert sum(value is not None for value in chosen) == 1
     assert config.train.steps >= 15_000, "a published run, not a trial"
@@ -52,7 +52,7 @@ def test_its_network_exists(preset):
     config = resolved(preset)
     if config.model.name.startswith("transformers:"):
         pytest.skip("its description lies on the hub")
-    size = 224 if preset.name.startswith(("finessl", "zeromatch_flowers102")) else config.model.img_size
+    size = 224 if preset.name.startswith(("finessl", "zeromatch_flowers102", "simclrv2")) else config.model.img_size
     assert models.describe(config.model).size == size
 
 
@@ -67,7 +67,7 @@ def test_the_names_that_the_papers_settings_have():
     assert {"usb_eurosat_20", "usb_eurosat_40"} <= names
     cifar = [f"cifar10_{n}" for n in (40, 250, 4000)] + [f"cifar100_{n}" for n in (400, 2500, 10000)]
     assert {f"{method}_{rest}" for method in ("flexmatch", "freematch", "softmatch", "adamatch") for rest in cifar} <= names
-    assert {"spl_cifar10_40", "zeromatch_cifar100_100", "zeromatch_flowers102_204"} <= names and len(names) == 105
+    assert {"spl_cifar10_40", "zeromatch_cifar100_100", "zeromatch_flowers102_204"} <= names and len(names) == 123
 
 
 def test_what_differs_between_settings_of_one_paper():
@@ -186,7 +186,7 @@ def test_presets_of_methods_that_are_not_built_are_not_listed(monkeypatch):
         assert not [name for name in importlib.reload(presets).PRESETS if name.startswith("finessl")]
     finally:
         monkeypatch.undo()
-        assert len(importlib.reload(presets).PRESETS) == 105
+        assert len(importlib.reload(presets).PRESETS) == 123
 
 
 def test_the_plain_commands_settings_are_as_they_were():

@@ -1,5 +1,6 @@
 """A Step of a tiny method on batches that a stand-in pipeline makes up, for tests of the step itself."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastssl.config import TrainConfig
+from fastssl.engine import updates
 from fastssl.engine.capture import WARM_UPS, Captured
 from fastssl.engine.putback import put_back, written
 from fastssl.engine.step import Step
-from fastssl.engine.update import Update
 from fastssl.methods import find
 from fastssl.methods.base import Method
 from fastssl.pipelines.batch import Batch, Views
@@ -133,19 +134,22 @@ def step_of(toy, name, *, network=None, device="cpu", dtype=torch.float64, ema=0
         method = name
     else:
         kind = find(name)
+        config = kind.Config(**ACTIVE.get(name, {}))
         network = toy.network() if network is None else network
+        others = {key: copy.deepcopy(network) for key in kind.others(config)}
         method = kind(
-            kind.Config(**ACTIVE.get(name, {})),
+            config,
             network,
             toy.spec(),
             unlabelled_batch=UNLABELLED,
             ema=ema,
             weak_pass=weak_pass,
             **toy.given(kind),
+            **others,
         )
     method = method.to(device=device, dtype=dtype).train()
     config = TrainConfig(**{"lr": 0.1, **train})
-    update = Update(method, method.stage(0, total), config, scaled=config.amp == "fp16")
+    update = updates.made(method, method.stage(0, total), config, scaled=config.amp == "fp16")
     return Step(method, Made(method.asks(method.config), device, dtype), update, Clock(total, 0, torch.device(device)), config)
 
 

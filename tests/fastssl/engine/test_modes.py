@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastssl.config import TrainConfig
-from fastssl.engine import capture, modes
+from fastssl.engine import capture, modes, updates
 from fastssl.engine.putback import put_back, written
 from fastssl.engine.step import Step
 from fastssl.engine.update import Update
@@ -86,15 +86,14 @@ def step_of(toy, name, *, ema=0.9, optimizer="sgd", dropping=False, pipeline=Non
         torch.manual_seed(0)
         method.network.encoder = Dropping().double()
     if ema:
-        twin = type(method)(
-            method.config, method.network, toy.spec(), unlabelled_batch=method.unlabelled_batch, ema=ema, **toy.given(type(method))
-        )
+        more = toy.given(type(method)) | {key: method.get_submodule(key) for key in method.others(method.config)}
+        twin = type(method)(method.config, method.network, toy.spec(), unlabelled_batch=method.unlabelled_batch, ema=ema, **more)
         method = twin.double()
     method_cases.lived(name, method).train()
     config = TrainConfig(lr=0.1, optimizer=optimizer, **train)
     clock = Clock(100, 0)
     pipeline = pipeline or ToyPipeline(toy, method.views_of(method.config))
-    return Step(method, pipeline, Update(method, method.stage(0, 100), config), clock, config)
+    return Step(method, pipeline, updates.made(method, method.stage(0, 100), config, scaled=False), clock, config)
 
 
 def everything(step):

@@ -84,7 +84,7 @@ def flat(value, prefix=""):
 def test_resume_is_bitwise_inside_either_stage_and_between_them(tmp_path):
     whole = run(tmp_path / "whole")
     reference = flat(checkpoint.newest(whole / "checkpoints")[0])
-    rates = [json.loads(line)["lr"] for line in (whole / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+    rates = [json.loads(line)["lr"] for line in (whole / "metrics.jsonl").read_text().splitlines() if '"event": "train"' in line]
     assert rates[:3] == rates[3:] and rates[0] > rates[1], "the schedule starts afresh with the second stage"
     for stop in (2, 3, 5):
         broken = run(tmp_path / f"broken{stop}", "--set", f"train.stop_at={stop}")
@@ -130,7 +130,7 @@ class Returning(Method):
 def test_a_stage_that_comes_back_takes_its_step_and_starts_afresh(toy):
     from types import SimpleNamespace
 
-    from fastssl.engine.run import Run
+    from fastssl.engine.rounds import Rounds
 
     method = Returning(None, toy.network(), toy.spec())
     views = toy.method("supervised").views
@@ -141,18 +141,17 @@ def test_a_stage_that_comes_back_takes_its_step_and_starts_afresh(toy):
         parts=SimpleNamespace(device=torch.device("cpu")),
         method=method,
         pipeline=pipeline,
-        made={},
     )
-    steps = []
+    rounds, steps = Rounds(run), []
     for k in range(4):
-        Run.set_up(run, method.stage(k, 12))
-        steps.append(run.step)
-        assert int(run.clock.step) == -1 and all(not v.any() for s in run.update.optimizer.state.values() for v in s.values())
+        steps.append(rounds.set_up(method.stage(k, 12)))
+        clock, optimizer = steps[-1].clock, steps[-1].update.optimizer
+        assert int(clock.step) == -1 and all(not v.any() for s in optimizer.state.values() for v in s.values())
         trains = [n for n, p in method.named_parameters() if p.requires_grad]
         assert any("encoder" in n for n in trains) == (k % 2 == 0)
         weights = [p.clone() for p in method.parameters()]
         for _ in range(3):
-            run.step()
+            steps[-1]()
         moved = {n for (n, p), w in zip(method.named_parameters(), weights, strict=True) if not torch.equal(p, w)}
         assert moved == set(trains)
     assert steps[0] is steps[2] and steps[1] is steps[3] and steps[0] is not steps[1]

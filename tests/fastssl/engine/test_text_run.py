@@ -136,7 +136,7 @@ def test_a_run_counts_tokens_and_says_how_texts_are_read(texts, tmp_path):
     assert result["tokens_per_second"] > 0 and result["accuracy"] > 0.5
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "test texts" in log and "tokens on the mean, read up to" in log and "padded to" in log and "strong view tfidf" in log
-    trained = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+    trained = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if '"event": "train"' in line]
     assert all(record["tokens_per_second"] > 0 for record in trained)
 
 

@@ -14,8 +14,8 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from fastssl.config import TrainConfig
+from fastssl.engine import updates
 from fastssl.engine.step import Step
-from fastssl.engine.update import Update
 from fastssl.schedules import Clock
 from tests.fastssl.method_cases import crossed
 
@@ -50,17 +50,16 @@ def on_cuda(toy, monkeypatch):
 
         def build(name: str, **train) -> Step:
             method = toy.method(name, **({"bank": "own"} if name == "sentaugment" else {}))
-            method = type(method)(
-                method.config, method.network, toy.spec(), unlabelled_batch=method.unlabelled_batch, ema=0.9, **toy.given(type(method))
-            )
+            more = toy.given(type(method)) | {key: method.get_submodule(key) for key in method.others(method.config)}
+            method = type(method)(method.config, method.network, toy.spec(), unlabelled_batch=method.unlabelled_batch, ema=0.9, **more)
             method = method.float().train()
             config = TrainConfig(lr=0.1, clip=1.0, **train)
-            batch = toy.batch(method.asks(method.config))
+            batch, stage = toy.batch(method.asks(method.config)), method.stage(0, 100)
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             moved_to_cuda(method)
             moved = lambda t: torch.empty_like(t, device="cuda", dtype=torch.float32 if t.is_floating_point() else t.dtype)  # noqa: E731
             batch = type(batch)(*(tuple(map(moved, field)) if isinstance(field, tuple) else moved(field) for field in batch))
-            update = Update(method, method.stage(0, 100), config, scaled=config.amp == "fp16")
+            update = updates.made(method, stage, config, scaled=config.amp == "fp16")
 
             def filled(loss: torch.Tensor, *args: object) -> None:
                 assert loss.requires_grad and loss.device.type == "cuda"
@@ -77,7 +76,8 @@ def on_cuda(toy, monkeypatch):
             monkeypatch.setattr(torch.Tensor, "backward", filled)
             monkeypatch.setattr(torch.func, "grad", by_input)
             if config.optimizer != "lars":
-                monkeypatch.setattr(update.optimizer, "step", lambda: None)
+                for each in updates.each_of(update):
+                    monkeypatch.setattr(each.optimizer, "step", lambda: None)
             return Step(method, Drawn(batch), update, Clock(100, 0, device="cuda"), config)
 
         yield build

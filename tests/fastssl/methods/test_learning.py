@@ -84,6 +84,14 @@ LEARNING = {
     "debiaspl": (0.6, {}),
     "layermatch": (0.6, {}),
     "finessl": (0.6, {}),
+    "self_training": (0.7, {"rounds": 1, "threshold": 0.5, "loss": "zoph", "start": "warm"}),
+    "noisy_student": (0.7, {"rounds": 1, "labelled_view": "weak", "smoothing": 0.0}),
+    "pl_mixup": (0.6, {"every": 15}),
+    "label_propagation": (0.6, {"warmup_share": 0.5, "neighbours": 10, "every": 15}),
+    "meta_pseudo_labels": (0.5, {"lambda_u": 1.0, "finetune_share": 0.7, "finetune_rate": 1.0}),  # 200 steps of both: in its own tests
+    "simclr": (0.6, {"fine_tune_share": 0.5, "fine_tune_rate": 1, "temperature": 0.5}),
+    "simclrv2": (0.5, {"fine_tune_share": 0.6, "fine_tune_rate": 2, "distil_share": 0.25, "student": "tuned"}),  # 0.59 or more
+    "dividemix": (0.6, {"warmup_share": 0.8, "lambda_u": 5.0}),
     "sentaugment": (0.6, {"bank": "own", "teacher_share": 0.5, "retrieved": 50}),
     "semikd": (0.6, {}),
     "zeromatch": (0.6, {}),
@@ -145,8 +153,51 @@ RESUMED = {
     "layermatch, teacher": ("layermatch", {"threshold": 0, "averaging": "teacher"}, (3,), ("teacher.head.weight",)),
     "layermatch, centres": ("layermatch", {"threshold": 0, "averaging": "centres"}, (3,), ("centres",)),
     "finessl": ("finessl", {"pace_threshold": 0, "threshold": 0}, (3,), ("pace.counts", "pace.pace", "auxiliary.weight")),
+    "meta_pseudo_labels": (
+        "meta_pseudo_labels",
+        {"wait_share": 0, "finetune_share": 0.5, "finetune_rate": 1},
+        (2, 3, 5),
+        ("network.head.weight", "ema.head.weight"),
+    ),
+    "meta_pseudo_labels, product": (
+        "meta_pseudo_labels",
+        {"wait_share": 0, "feedback": "dot"},
+        (3,),
+        ("baseline", "teacher.head.weight", "network.head.weight"),
+    ),
     # Three steps of the teacher, three of the student.
+    "self_training": ("self_training", {"rounds": 1, "threshold": 0.12}, (2, 3, 5), ("network.head.weight",)),
+    "self_training, zoph, rotation": (
+        "self_training",
+        {"rounds": 1, "threshold": 0.12, "loss": "zoph", "joint": "rotation"},
+        (2, 5),
+        ("means", "joint.head.weight"),
+    ),
+    "noisy_student": ("noisy_student", {"rounds": 1, "threshold": 0.11, "teacher_model": "wrn-10-1"}, (2, 3, 5), ("ema.head.weight",)),
+    "pl_mixup": ("pl_mixup", {"warmup_share": 0.5}, (2, 3, 5), ("network.head.weight", "bank.s_next")),
+    "label_propagation": ("label_propagation", {"warmup_share": 0.5}, (2, 3, 5), ("network.head.weight",)),
+    "label_propagation, mean teacher": (
+        "label_propagation",
+        {"warmup_share": 0.5, "consistency": 100},
+        (2, 5),
+        ("ema.head.weight", "ema.encoder.layers.0.norm1.running_mean"),
+    ),
+    # Two steps of each network's warm-up, one of each in the epoch.
+    "dividemix": (
+        "dividemix",
+        {"warmup_share": 0.6},
+        (2,),
+        ("network.head.weight", "second.head.weight", "second_ema.head.weight", "verdicts.w"),
+    ),
     "sentaugment": ("sentaugment", {"bank": "own", "retrieved": 30, "teacher_share": 0.5}, (2, 3, 5), ("network.head.weight",)),
+    "simclr": ("simclr", {"fine_tune_share": 0.5}, (2, 3, 5), ("network.head.weight",)),
+    # Three steps of contrast, one of fine-tuning, two of distillation.
+    "simclrv2": (
+        "simclrv2",
+        {"fine_tune_share": 0.17, "distil_share": 0.33},
+        (2, 3, 4),
+        ("network.head.classifier.weight", "teacher.head.classifier.weight"),
+    ),
     "semikd": ("semikd", {"pace_threshold": 0, "threshold": 0}, (3,), ("ratio", "auxiliary.weight")),
     # Three steps of stage 1, three of stage 2.
     "zeromatch": ("zeromatch", {"inner_options": "threshold=0"}, (2, 3, 5), ("network.head.weight", "inner.alignment.marginal")),

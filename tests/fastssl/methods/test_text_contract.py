@@ -8,7 +8,7 @@ from fastssl.pipelines.errors import ConfigError
 from tests.fastssl.method_cases import CASES, lived
 from tests.fastssl.methods import text_toy
 
-SEMI = [case for case, (name, _) in CASES.items() if name not in ("supervised", "adversarial")]
+SEMI = [case for case, (name, _) in CASES.items() if name not in ("supervised", "adversarial", "simclr")]
 # These draw noise for every place of a view, and one place more is other noise.
 NOISY = ("vat", "vat, reversed, two iterations, no entropy")
 

@@ -6,7 +6,7 @@ from torch import nn
 from fastssl.methods import find
 from fastssl.methods.base import Method
 from fastssl.models import Network
-from fastssl.models.heads import CosineHead, LinearHead
+from fastssl.models.heads import CosineHead, make_head
 from fastssl.pipelines.batch import Batch, DataSpec
 from tests.fastssl import conftest as toy
 
@@ -20,6 +20,7 @@ class TinyText(nn.Module):
     """Embeds words, adds what depends on their place, mixes each with the mean of the text, and pools: rows do not see each other."""
 
     num_features = 7
+    reads_text = True
 
     def __init__(self):
         super().__init__()
@@ -45,7 +46,7 @@ class TinyText(nn.Module):
 def network(head="cosine", seed=0):
     torch.manual_seed(seed)
     encoder = TinyText()
-    return Network(encoder, (CosineHead if head == "cosine" else LinearHead)(7, toy.CLASSES)).double()
+    return Network(encoder, make_head(head, 7, toy.CLASSES, scale=1 / 0.07, width=None)).double()
 
 
 def spec():
@@ -71,10 +72,11 @@ def method(name, head="cosine", weak_pass="separate", ema=None, **options):
     ema = kind.usual_ema if ema is None else ema
     given = {} if kind.teacher_run.__func__ is Method.teacher_run.__func__ else {"teacher": Teacher()}
     options = {**options, **OF_IMAGES.get(name, {})}
-    made = network(head)
-    return kind(
-        kind.Config(**options), made, spec(), unlabelled_batch=toy.UNLABELLED, weak_pass=weak_pass, ema=ema, **given
-    ).double()  # fmt: skip
+    config = kind.Config(**options)
+    head = kind.head_of(config) or head
+    others = {key: network(head, 1 + k) for k, key in enumerate(kind.others(config))}
+    options = {"unlabelled_batch": toy.UNLABELLED, "weak_pass": weak_pass, "ema": ema, **given, **others}
+    return kind(config, network(head), spec(), **options).double()
 
 
 def texts(count, length, generator):

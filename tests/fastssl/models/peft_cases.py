@@ -105,7 +105,7 @@ class Oracle(nn.Module):
         if self.kind == "timm":
             tokens = m.norm_pre(m.patch_drop(m._pos_embed(m.patch_embed(x))))
         else:
-            tokens = m._embeds(x) if self.kind == "open_clip" else m.embed(x)
+            tokens = m._embeds(x) if self.kind == "open_clip" else m.embed_patches(x)
         count = tokens.shape[1]
         for block, tuning in zip(blocks_of(m), self.tuned, strict=True):
             if tuning is not None and tuning.shallow is not None:

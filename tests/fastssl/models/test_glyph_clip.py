@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastssl import models
+from fastssl.config import ModelConfig
 from fastssl.models import glyph_clip, glyph_evaluation, names
 from fastssl.pipelines.errors import SetupError
 
@@ -246,3 +248,10 @@ def test_loss_gathers_all_pictures_of_a_character():
         mine = [logits[i] - total for i in range(6) if character[i] == c]
         loss -= 0.5 * sum(mine) / len(mine) / 3
     assert float(contrast(image, text, character, scale)) == pytest.approx(loss, rel=1e-6)
+
+
+def test_images_of_the_built_in_encoder_move_everywhere():
+    """Its patches are embedded too, and it reads no text for that."""
+    network = models.build(ModelConfig(name="glyph_clip"), ("a", "b"), size=16)
+    x, r = -torch.ones(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    assert not network.reads_text and torch.equal(network.moved(x, r), x + r) and network.continuous(x) is x

@@ -9,7 +9,7 @@ from fastssl.models.vit import VisionTransformer
 
 def plain_forward(vit, x, prompts=None):
     """VPT-deep as published: append P tokens before each block, run all of it, drop them before the next."""
-    tokens = vit.embed(x)
+    tokens = vit.embed_patches(x)
     count = tokens.shape[1]
     for i, block in enumerate(vit.blocks):
         tokens = tokens[:, :count]
