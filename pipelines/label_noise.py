@@ -63,6 +63,10 @@ def configured(data: Any, source: AnySource, draw: Callable[[AnySource], Split],
         ConfigError: noise and a file of labels, either beside a split file, or a share or kind that is none. DataError: the file does not
             fit the set.
     """
+    if data.label_noise_kind != "symmetric" and not data.label_noise:
+        raise ConfigError(
+            "data.label_noise_kind says how data.label_noise draws labels, and there is none; give --set data.label_noise=0.4"
+        )
     if data.noisy_labels is None and not data.label_noise:
         return draw(source)
     key = "data.noisy_labels" if data.noisy_labels is not None else "data.label_noise"

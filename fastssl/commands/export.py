@@ -60,25 +60,26 @@ def run(args: argparse.Namespace) -> int:
     kind = trained.judge if args.network == "judged" else args.network
     if kind == "together":
         raise ConfigError(
-            f"{folder} is judged by several networks, whose logits are summed, and a file holds one; export each: --network raw, then "
-            "--network second"
+            f"{folder} is judged by several networks, whose logits are summed, and a file holds one; export each: --network "
+            f"{'ema' if 'ema' in trained.networks else 'raw'}, then --network second"
         )
     if kind not in trained.networks and kind == "second":
         raise ConfigError(f"{folder} has no second network that it is judged by; leave --network out")
     if kind not in trained.networks:
         raise ConfigError(f"{folder} keeps no averaged network; take --network raw, or train with --ema")
+    model = dataclasses.replace(config.model, name=trained.models[kind])
     merged = True if args.merged else False if args.kept else None
     if trained.text is None:
-        packed = exported.pack(trained.networks[kind], config.model, trained.size, out, merged=merged)
+        packed = exported.pack(trained.networks[kind], model, trained.size, out, merged=merged)
     else:
-        packed = exported_text.pack(trained.networks[kind], config.model, trained.text, trained.longest, out, merged=merged)
+        packed = exported_text.pack(trained.networks[kind], model, trained.text, trained.longest, out, merged=merged)
     if packed.note:
         print(f"note: {packed.note}", file=sys.stderr)
     about = {
         "schema": exported.SCHEMA,
         "layout": packed.about["layout"],
         "files": [path.name for path in packed.files],
-        "name": config.model.name,
+        "name": model.name,
         "classes": list(trained.classes),
         "input": read_by(trained, config),
         **packed.about,
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         "step": trained.manifest["step"],
         "amp": config.train.amp,
         # Where the weights began is told without the places of one machine.
-        "model": dataclasses.asdict(config.model) | {"weights": config.model.weights and Path(config.model.weights).name},
+        "model": dataclasses.asdict(model) | {"weights": model.weights and Path(model.weights).name},
         "made_by": f"fastssl {__version__}: {command(args)}",
     }
     _, head, description = exported.places(out)

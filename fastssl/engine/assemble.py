@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -117,6 +118,7 @@ def assemble(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         report = models.Report()
+        untuned = copy.deepcopy(encoder)  # tuning changes it in place, and further networks are tuned for themselves
         network = models.build(
             model,
             source.classes,
@@ -124,7 +126,7 @@ def assemble(
             encoder=encoder,
             report=report,
         )
-        more = networks.others(method_class, config.method, model, source.classes, about=wanted, size=size, encoder=encoder, report=report)
+        more = networks.others(method_class, config.method, model, source.classes, about=wanted, size=size, encoder=untuned, report=report)
         notes += report.notes
         warnings += report.warnings
         weak_pass = config.train.weak_pass

@@ -35,6 +35,7 @@ class Trained:
     complaints: list[str]
     text: TextInput | None = None  # of a run on texts: its tokenizer
     longest: int | None = None  # of a run on texts: tokens of each that it reads
+    models: dict[str, str] = dataclasses.field(default_factory=dict)  # name of a network -> its model's
 
     @property
     def judge(self) -> str:
@@ -89,12 +90,11 @@ def load_trained(folder: Path, config: RunConfig, *, encoder: nn.Module | None =
     # Runs of before methods named their judges had one network, and an averaged one where they kept it.
     usual = ("ema",) if any(key.startswith("ema.") for key in state["method"]) else ("network",)
     judges = tuple(manifest.get("judges", usual))
-    networks = {"raw": read("network" if judges == ("ema",) else judges[0])}
-    if judges == ("ema",):
-        networks["ema"] = read("ema")
-    elif len(judges) > 1:
-        networks |= {name: read(own) for name, own in zip(("second", "third", "fourth"), judges[1:], strict=False)}
-        networks["together"] = Together(list(networks.values())).eval()
+    called = {"raw": "network"} if judges[0] == "ema" else {}
+    called |= dict(zip(("ema" if called else "raw", "second", "third"), judges, strict=False))
+    networks: dict[str, Network | Together] = {name: read(own) for name, own in called.items()}
+    if len(judges) > 1:
+        networks["together"] = Together([networks[name] for name, own in called.items() if own in judges]).eval()
     return Trained(
         networks,
         classes,
@@ -105,6 +105,7 @@ def load_trained(folder: Path, config: RunConfig, *, encoder: nn.Module | None =
         complaints,
         text,
         (config.data.max_length or manifest["shape"][-1]) if reads_text else None,
+        {name: manifest.get("others", {}).get(own) or config.model.name for name, own in called.items()},
     )
 
 

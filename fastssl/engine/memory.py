@@ -116,7 +116,7 @@ def foresee(
         fixed = max(0, base + states * weights + still)
         found[key] = Memory(str(device), rows, fixed, per_row, evaluation, max(0, weights + moved - still), captured, sample)
     method.enter(next(stages(method, train.steps)))
-    return max(found.values(), key=lambda memory: memory.peak)
+    return max(found.values(), key=lambda memory: (memory.peak, memory.per_row))  # where evaluation is the peak, stages are alike in it
 
 
 def stages(method: Method, steps: int) -> Iterator[Stage]:

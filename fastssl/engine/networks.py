@@ -44,7 +44,8 @@ def others(
             alone.
         about: what the run's own network wants to see, to which the others must agree; not asked if None.
         size: side of the images in pixels.
-        encoder: the user's own module, in place of the named one.
+        encoder: the user's own module, in place of the named one, not tuned yet. It starts anew at random where all of it trains, and keeps
+            its weights elsewhere.
 
     Raises:
         ConfigError: a network that wants other inputs than the run's own.
@@ -53,13 +54,26 @@ def others(
     for keyword, name in kind.others(method).items():
         if name in ("", model.name):
             own = copy.deepcopy(encoder)
-            found[keyword] = models.build(model, classes, size=size, encoder=None if own is None else restarted(own), report=report)
+            found[keyword] = models.build(
+                model, classes, size=size, encoder=own if own is None or model.tune != "full" else restarted(own), report=report
+            )
             continue
         wanted = dataclasses.replace(model, name=name, weights="random" if model.weights == "random" else None)
         if about is not None:
             agree(keyword, name, models.describe(wanted), model.name, about, size)
             models.describe(wanted, size)  # which tries the network on that size
         found[keyword] = models.build(wanted, classes, size=size, report=report)
+    return found
+
+
+def named(method: Method) -> dict[str, str]:
+    """Name -> model of each further network of a method, averages of theirs among them; "" where it is the run's own."""
+    found = dict(method.others(method.config))
+    names = {id(module): name for name, module in method.named_children()}
+    for one in method.averages():
+        average, source = names.get(id(one.average)), names.get(id(one.source))
+        if average is not None and source in found:
+            found[average] = found[source]
     return found
 
 

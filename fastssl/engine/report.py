@@ -43,13 +43,18 @@ class Reporter:
             self.task = self.live.add_task("train", total=total, text="")
             self.live.start()
 
-    def keep_until(self, step: int) -> None:
-        """Drops metrics of steps after `step`: they will be made again."""
+    def keep_until(self, step: int, again: tuple[str, ...] = ()) -> None:
+        """Drops metrics of steps after `step`, and events of the kinds `again` at it: they will be made again."""
         path = self.folder / "metrics.jsonl" if self.folder else None
         if path is None or not path.exists():
             return
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
-        write_atomically(path, "".join(line + "\n" for line in lines))
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = []
+        for line in lines:
+            record = json.loads(line)
+            if record["step"] < step or (record["step"] == step and record["event"] not in again):
+                kept.append(line + "\n")
+        write_atomically(path, "".join(kept))
 
     def say(self, text: str) -> None:
         """One line for the user, on stderr and in log.txt."""

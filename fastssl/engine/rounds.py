@@ -69,7 +69,7 @@ class Rounds:
             run.evaluate()
         self.end(run.curve[-1][2] if self._judged() else None)
         if after is not None:
-            streak = run.step.streak
+            streak = run.step.streak.clone()  # a stage of the same Step begins by clearing it
             look.begin(run, run.stage_index + 1)
             after = run.method.stage(run.stage_index + 1, run.total)  # which may go by what was prepared
         if after is None:

@@ -59,12 +59,12 @@ class Run:
         self.images = 0  # views forwarded so far
         self.signal: int | None = None
         self.judgement: tuple[int, Judgement | None, Judgement | None] = (-1, None, None)  # step, raw, averaged
+        self.rounds = Rounds(self)
+        self.set_up(self.method.stage(0, self.total))  # first: where it refuses the configuration no run is made or replaced
         if folder is not None and not resume:
             directory.create(folder, parts, overwrite=overwrite)
         self.lock = directory.take_lock(folder) if folder is not None else None
         self.reporter = Reporter(folder, self.total, quiet=quiet)
-        self.rounds = Rounds(self)
-        self.set_up(self.method.stage(0, self.total))
 
     def train(self) -> dict[str, Any]:
         """Trains to the end (or to `train.stop_at`), and returns the result that the final table shows.
@@ -198,7 +198,7 @@ class Run:
         amp, classes = AMP_TYPES.get(self.config.train.amp), len(self.parts.source.classes)
         judged = []
         names = self.method.judges()
-        raw = self.method.network if names == ("ema",) else self.method.get_submodule(names[0])
+        raw = self.method.network if names[0] == "ema" else self.method.get_submodule(names[0])
         for network in (raw, self.method.judged() if len(names) > 1 or names == ("ema",) else None):
             if network is None:
                 judged.append(None)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..pipelines.errors import CheckpointError
-from . import checkpoint, given, look, own_labels
+from . import checkpoint, given, look, networks, own_labels
 
 PROGRESS = ("done", "ended", "images", "seconds", "stage_index", "stage_start", "skipped", "reported", "last")  # a run's own numbers
 
@@ -34,7 +34,7 @@ def save(run: Any) -> None:
         "method": config.method_name,
         "model": config.model.name,
         "judges": list(run.method.judges()),
-        "others": run.method.others(run.method.config),
+        "others": networks.named(run.method),
         "classes": list(spec.classes),
         "kind": spec.kind,
         "shape": list(spec.shape),
@@ -100,5 +100,8 @@ def restore(run: Any) -> None:
     for name in PROGRESS:
         setattr(run, name, progress[name])
     run.curve = [tuple(point) for point in state["curve"]]
-    run.reporter.keep_until(run.done)
+    # At the end of a stage the next one is prepared again, which is noted again.
+    between = run.stage is not None and run.done - run.stage_start >= run.stage.steps and not run.ended
+    judged = bool(run.curve) and run.curve[-1][0] == run.done
+    run.reporter.keep_until(run.done, again=("round",) + ("eval",) * (not judged) if between else ())
     run.reporter.say(f"resumed at step {run.done} of {run.total}")

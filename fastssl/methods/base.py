@@ -18,7 +18,7 @@ from ..pipelines.batch import Batch, DataSpec, Split, Views
 from ..pipelines.ctaugment import OPS, CTAugment, proximity
 from ..pipelines.errors import ConfigError
 from ..schedules import Clock
-from .bricks.forward import forward_views
+from .bricks.forward import forward_together, forward_views
 from .bricks.mixing import mixed_batch
 from .bricks.regularisers import entropy
 from .bricks.words import Averaged, Stage, Terms, Updater
@@ -80,7 +80,7 @@ class Method(nn.Module):
     @classmethod
     def others(cls, config: Any) -> dict[str, str]:
         """Further networks: the keyword by which the method takes one -> its model's name, or "" for another one of the run's own model,
-        with a random start of its own."""
+        with a random start of its own (a user's own module keeps its weights where it is not tuned whole)."""
         return {}
 
     @classmethod
@@ -157,8 +157,11 @@ class Method(nn.Module):
         return {"entropy": weight * entropy(self.clean(unlabelled, batch)).mean()}
 
     def clean(self, unlabelled: list[Output], batch: Batch) -> Tensor:
-        """[U, C] logits of the first unlabelled view, by the network that trains and with gradient."""
-        return unlabelled[0].logits
+        """[U, C] logits of the first unlabelled view, by the network that trains and with gradient; by a pass of its own where MixUp has
+        mixed that view too."""
+        if self.whole or not getattr(self.config, "mixup", 0.0):
+            return unlabelled[0].logits
+        return forward_together(self.network, [batch.unlabelled[0]], "batch")[0].logits
 
     def remember(self, batch: Batch, terms: Terms, clock: Clock) -> None:
         """The only writer of memory (banks, thresholds, running means) inside a step, after the optimiser's."""

@@ -171,10 +171,9 @@ class DivideMix(Method):
         report.notes.append(f"{what}: {'; '.join(told)}")
         self.epochs.begin(number)
         parts, batch = [self._divided(split, side) for side in range(2)], self.unlabelled_batch // look.pipeline.ratio
-        for side, part in enumerate(parts):
-            self.epochs.plain[side] = part is None
-            visit = max(len((part or split).labelled) // batch, len(pool(split)) // self.unlabelled_batch)
-            self.epochs.length[side] = self.config.every or max(1, visit)
+        visits = [max(len((part or split).labelled) // batch, len(pool(split)) // self.unlabelled_batch) for part in parts]
+        self.epochs.plain.copy_(torch.tensor([part is None for part in parts]))
+        self.epochs.length.fill_(self.config.every or max(1, round(sum(visits) / 2)))  # alike: one schedule fits both networks
         self._warn(report, what, split, parts)
         return report
 
@@ -188,7 +187,8 @@ class DivideMix(Method):
                 "as in the warm-up, until an epoch divides them"
             )
         had = set(split.label[split.weight > 0].tolist())
-        gone = sorted({c for part in parts if part is not None for c in had - set(part.label.tolist())})
+        some = [set(part.label.tolist()) for part in parts if part is not None]
+        gone = sorted(had - set().union(*some)) if some else []
         if gone and not warned[1]:
             warned[1] = True
             names = ", ".join(self.spec.classes[c] for c in gone[:10]) + (", ..." if len(gone) > 10 else "")

@@ -147,7 +147,7 @@ class LabelPropagation(Method):
         omega = torch.where(known, strength.clamp(max=1).to(omega.dtype), omega)
         zeta = class_weights(label, classes) if c.balance else torch.ones(classes, device=label.device)
         before = self.table.label.index_select(0, index)
-        changed = int(((before >= 0) & (label != before)).sum())
+        changed = int(((before >= 0) & (label >= 0) & (label != before)).sum())
         self.table.write(index, label, omega, zeta)
         return self._told(k, known, reached, graph.isolated, given, omega, changed)
 
@@ -172,6 +172,8 @@ class LabelPropagation(Method):
             faults.append(
                 f"no {self.spec.kind} is labelled {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}, so that none becomes it"
             )
+        if k == 1 and not new.any():
+            faults.append(f"every {self.spec.kind} has a label, so that there is none to label")
         if faults:
             text = f"label_propagation: {'; '.join(faults)}"
             (report.notes if self.table.told else report.warnings).append(text)  # once a run is enough

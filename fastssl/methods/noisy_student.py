@@ -203,15 +203,19 @@ class NoisyStudent(Method):
         what, things = f"noisy_student, round {k} of {self.config.rounds}", f"{self.spec.kind}s"
         found = change(before, self.chosen.label.cpu().numpy())
         counts = np.bincount(guess, minlength=self.spec.num_classes)
-        short = int((counts < per_class).sum()) if self.config.balance else 0
-        drawn = f" and drawn {copies.sum():,} times, {per_class:,} of a class" if self.config.balance else ""
+        short = int(((counts > 0) & (counts < per_class)).sum()) if self.config.balance else 0
+        drawn = f" and drawn {copies.sum():,} times, {per_class:,} of a class" if self.config.balance and found.chosen else ""
         report.notes.append(f"{what}: {found.chosen:,} of {free:,} {things} kept{drawn}; {found}; {by_class(self.spec, counts)}")
-        least = float(confidence.min()) if len(confidence) else self.config.threshold
-        report.notes.append(f"{what}: least confidence kept {least:.3f}" + (f"; {short} classes have fewer and repeat" if short else ""))
+        least = float(confidence.min()) if len(confidence) else None
+        if least is not None:
+            repeat = f"; {short} classes have fewer and repeat" if short else ""
+            report.notes.append(f"{what}: least confidence kept {least:.3f}{repeat}")
         report.values = {"kept": found.chosen, "drawn": int(copies.sum()), "moved": found.moved, "changed": found.changed}
         report.values |= {"short": short, "least_confidence": least}
         if not found.chosen:
-            report.warnings.append(f"{what}: none of {free:,} {things} is kept, so that this student has the labels alone")
+            told = report.notes if self.chosen.told else report.warnings  # one warning a run
+            told.append(f"{what}: none of {free:,} {things} is kept, so that this student has the labels alone")
+            self.chosen.told.fill_(True)
         last = before[before >= 0] if k > 1 else split.label[split.weight > 0]
         told_vanished(report, what, self.spec, np.bincount(last, minlength=self.spec.num_classes), counts)
 

@@ -92,10 +92,12 @@ class PLMixup(Method):
             return Report()
         report, split, what = Report(), look.split, f"{self.spec.kind}s"
         rows, device = pool(split), self.bank.s.device
-        before = self.bank.s.argmax(1)
+        before, had = self.bank.s.argmax(1), self.bank.s.sum(1) > 0
         known = torch.from_numpy(split.labelled[split.weight > 0]).to(device)
         if k == 1:
-            if len(rows):
+            if not len(rows):
+                report.warnings.append(f"pl_mixup: every {self.spec.kind} has a label, so that there is none to label")
+            else:
                 index, p = look(rows, reduce=lambda out, *_: out.logits.double().softmax(1))
                 self.bank.begin(index, p)
             label = torch.from_numpy(split.label[split.weight > 0]).to(device)
@@ -105,7 +107,7 @@ class PLMixup(Method):
         at = torch.from_numpy(rows).to(device)
         s, there = self.bank.read(at)
         label = s.argmax(1)
-        moved = int((there & (label != before[at])).sum()) if k > 1 else 0
+        moved = int((there & had[at] & (label != before[at])).sum()) if k > 1 else 0
         count, sure = int(there.sum()), float(s[there].amax(1).mean()) if there.any() else 0.0
         report.values |= {"labelled": count, "moved": moved, "confidence": sure}
         report.notes.append(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import option
 from ..kernels import cross_entropy
@@ -188,6 +188,11 @@ class SimCLR(Method):
 
     def outputs(self, batch: Batch, clock: Clock) -> tuple[list[Output], list[Output]]:
         return forward_views(self.get_submodule(self.learner), batch, self.asked.no_grad, self.weak_pass)
+
+    def clean(self, unlabelled: list[Output], batch: Batch) -> Tensor:
+        if not self.config.mixup:
+            return unlabelled[0].logits
+        return forward_together(self.get_submodule(self.learner), [batch.unlabelled[0]], "batch")[0].logits
 
     def objective(self, labelled: list[Output], unlabelled: list[Output], batch: Batch, clock: Clock) -> Terms:
         loss = cross_entropy(labelled[0].logits, batch.label, sample_weight=batch.weight).mean()

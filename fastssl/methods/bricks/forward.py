@@ -35,7 +35,7 @@ def forward_views(network: Network, batch: Batch, no_grad: int, weak_pass: str) 
 def forward_together(network: Network, views: list[Tensor], statistics: str = "update") -> list[Output]:
     """Views as one batch of the network, and its outputs apart again.
 
-    Texts of several lengths, or embedded beside others that are not, are a batch for each kind: networks for texts have no batch-norm, so
+    Texts of several lengths, or embedded beside others that are not, are a batch for each kind: encoders of texts have no batch-norm, so
     that rows do not see each other, and padding to the longest would be work for nothing.
 
     Args:
@@ -48,6 +48,7 @@ def forward_together(network: Network, views: list[Tensor], statistics: str = "u
             places = [place for place, view in enumerate(views) if (view.shape[1:], view.dtype) == kind]
             for place, out in zip(places, forward_together(network, [views[place] for place in places], statistics), strict=True):
                 found[place] = out
+            statistics = "batch" if statistics == "update" else statistics  # one pass of a step moves a head's running statistics
         return found
     sizes = [len(view) for view in views]
     with batchnorm(network, statistics):

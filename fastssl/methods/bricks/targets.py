@@ -56,11 +56,13 @@ class Chosen(nn.Module):
     guards_itself = True  # a step never writes it
     label: Tensor
     copies: Tensor
+    told: Tensor
 
     def __init__(self, rows: int):
         super().__init__()
         self.register_buffer("label", torch.full((rows,), -1))  # of each row, -1 of one that is not chosen
         self.register_buffer("copies", torch.zeros(rows, dtype=torch.int64))
+        self.register_buffer("told", torch.zeros((), dtype=torch.bool))  # whether a round that chose nothing was warned of
 
     def write(self, rows: np.ndarray, label: np.ndarray, copies: np.ndarray | None = None) -> None:
         """Chooses [n] rows and no others, with [n] labels; `copies`: [n] times that each is drawn, once if None."""

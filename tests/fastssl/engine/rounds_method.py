@@ -22,6 +22,7 @@ class InTurn(Method):
         ends: int = option(0, "the round whose preparation ends the run; 0: none")
         both: bool = option(False, "both networks in one step")
         poison: int = option(-1, "the step whose second loss is no number")
+        alone: bool = option(False, "the first network in every epoch")
         model: str = option("", "model of the second network")
 
     summary = "two networks in turn"
@@ -48,7 +49,7 @@ class InTurn(Method):
             return Stage(2, networks=("network",), name="begin")
         if 3 * k > steps or (self.ended and k >= self.config.ends):
             return None
-        name = ("second", "network")[k % 2]
+        name = ("second", "network")[k % 2] if not self.config.alone else "network"
         return Stage(3, networks=(name,), name=name, goes_on=k > 2, schedule=steps)
 
     def prepare(self, k, look):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -101,6 +102,39 @@ def test_a_run_may_end_early_and_has_finished_then(run):
     _, again = run("early", resume=True)
     assert again["steps"] == 8 and again["accuracy"] == result["accuracy"]
     assert main(["eval", str(folder)]) == 0
+
+
+def test_a_refused_stage_makes_no_run_and_replaces_none(run, tmp_path, capsys):
+    words = [word for word in SMALL if word not in ("--steps", "14")] + [
+        "--set",
+        "method.both=true",
+        "--set",
+        "train.accumulate=2",
+        "--steps",
+        "4",
+    ]
+    assert main(["train", *words, "--out", str(tmp_path / "new")]) == 2 and not (tmp_path / "new").exists()
+    folder, _ = run("old")
+    before = sorted(path.name for path in folder.rglob("*"))
+    assert main(["train", *words, "--out", str(folder), "--overwrite"]) == 2
+    assert sorted(path.name for path in folder.rglob("*")) == before
+
+
+def test_a_run_that_diverges_does_not_recover_by_a_stage_of_the_same_kind(tmp_path, capsys):
+    words = [*SMALL, "--out", str(tmp_path / "x"), "--lr", "3e38", "--set", "train.max_skipped=7", "--set", "method.alone=true"]
+    assert main(["train", *words]) == 5
+    assert json.loads((tmp_path / "x" / "STATUS.json").read_text())["step"] <= 10
+
+
+def test_a_resume_between_two_rounds_leaves_each_record_once(run):
+    folder, _ = run("whole", "--set", "train.save_every=5", "--set", "train.keep=10")
+    lines = (folder / "metrics.jsonl").read_text()
+    for path in (folder / "checkpoints").iterdir():
+        if path.name not in ("step-5", "step-000005"):
+            shutil.rmtree(path)
+    run("whole", resume=True)
+    again = (folder / "metrics.jsonl").read_text()
+    assert [json.loads(x)["event"] for x in again.splitlines()] == [json.loads(x)["event"] for x in lines.splitlines()]
 
 
 def test_two_judges_are_one_network_to_eval_and_export(run, capsys, tmp_path):

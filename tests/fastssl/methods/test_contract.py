@@ -172,6 +172,18 @@ def test_entropy_is_a_term_of_any_method(toy, case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_entropy_is_of_rows_as_they_were_drawn(toy, case):
+    """Whatever MixUp does to the views that train."""
+    other = made(toy, case, entropy_min=0.7, mixup=0.75)
+    b = toy.batch(other.asked)
+    p = other.network(b.unlabelled[0]).logits.softmax(1)
+    if CASES[case][0] == "pl_feature":
+        p = other.clean([other.network(b.unlabelled[0])], b).softmax(1)
+    found = other.loss(b, toy.clock(30)).metrics["loss_entropy"]
+    assert torch.allclose(found, 0.7 * (-(p * p.log()).sum(1)).mean(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_mixup_is_an_option_of_any_method(toy, case):
     m = made(toy, case, mixup=0.5)
     b = toy.batch(m.asked)

@@ -60,7 +60,7 @@ class Oracle(Step):
 
     def state(self):
         found = {f"start.value_{i}": value for i, value in enumerate(self.begun)}
-        found |= {"chosen.label": self.label, "chosen.copies": self.copies}
+        found |= {"chosen.label": self.label, "chosen.copies": self.copies, "chosen.told": False}
         return found | ({"taught.place": self.place, "taught.q": self.q} if self.o.targets == "soft" else {})
 
 

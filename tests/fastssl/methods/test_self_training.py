@@ -66,7 +66,7 @@ class Oracle(Step):
         return 0.0
 
     def state(self):
-        found = {"chosen.label": self.label, "chosen.copies": (self.label >= 0) * 1, "ended": 0}
+        found = {"chosen.label": self.label, "chosen.copies": (self.label >= 0) * 1, "chosen.told": False, "ended": 0}
         found |= {"means": self.means, "begun": self.begun}
         for place, start in (("network.", "start"), ("joint.", "joint_start")):
             values = [value for key, value in self.begun_at.items() if key.startswith(place)]
