@@ -32,6 +32,8 @@ def test_every_method_that_trains_has_a_case():
 def test_each_case_runs_and_repeats_itself(bench, case):
     assert "moved them" in method_checks.captured_equals_eager(bench, case)
     stages = {"simclr": "contrast", "simclrv2": "contrast", "zeromatch_distil": "distil", "zeromatch": "semi_supervised"}
+    stages |= dict.fromkeys(("self_training", "noisy_student"), "student") | dict.fromkeys(("pl_mixup", "label_propagation"), "labels")
+    stages |= {"meta_pseudo_labels": "meta", "dividemix": "warm_up_first"}
     assert bench.made[0].stage.name == stages.get(case, "train")
     remembers = {"flexmatch": "learned", "freematch": "confidence", "softmatch": "variance", "semikd": "portion", "debiaspl": "marginal"}
     if case in remembers:
