@@ -51,6 +51,7 @@ class Case:
         alone: further forwards with gradient of all labelled views, where the network has batch-norm.
         taught: further forwards without gradient, in unlabelled batches.
         passes: (B, U) -> what a step forwards, where its views do not say.
+        apart: views among these that a separate weak pass forwards without gradient.
         labelled: times as many labelled images as the other rows have, for a method of several passes over them alone: one of 8 images
             would be timed by its fixed costs.
     """
@@ -62,6 +63,7 @@ class Case:
     taught: int = 0
     teacher: bool = False  # it is given another network that teaches it
     passes: Callable[[int, int], Passes] | None = None
+    apart: int = 0
     labelled: int = 1
 
 
@@ -101,7 +103,7 @@ CASES: dict[str, Case] = {
     "label_propagation_teacher": Case("label_propagation", {"consistency": 100.0}, stage=1, passes=lambda b, u: Passes(b + u, b + u)),
     # The teacher sees l, w, s, the student s and l. The feedback's two passes over l without gradient are no part of the loss, so that
     # they are in the step's time and in no count.
-    "meta_pseudo_labels": Case("meta_pseudo_labels", _ALL, passes=lambda b, u: Passes(2 * b + 3 * u, 0)),
+    "meta_pseudo_labels": Case("meta_pseudo_labels", _ALL, passes=lambda b, u: Passes(2 * b + 3 * u, 2 * b), apart=1),
     # Both networks guess from two views, one of them refines two views of the labels and learns from all four.
     "dividemix": Case("dividemix", stage=2, passes=lambda b, u: Passes(2 * (b + u), 2 * b + 4 * u)),
     "simclr_contrast": Case("simclr", passes=lambda b, u: Passes(2 * u, 0)),
@@ -160,9 +162,10 @@ def method_step(name: str, network: Network, sizes: tuple[int, int], *, weak_pas
 def counted(case: Case, method: Method, sizes: tuple[int, int]) -> Passes:
     """What the case's step forwards, by its views in the present stage and its further forwards."""
     (labelled, unlabelled), views = sizes, method.asked
-    if case.passes is not None:
-        return case.passes(labelled, unlabelled)
     apart = views.no_grad if method.weak_pass == "separate" else 0
+    if case.passes is not None:
+        made, moved = case.passes(labelled, unlabelled), case.apart * apart * unlabelled
+        return Passes(made.graph - moved, made.plain + moved)
     alone = case.alone * labelled * len(views.labelled) if method.network.has_batchnorm else 0
     graph = labelled * len(views.labelled) + unlabelled * (len(views.unlabelled) - apart) + alone
     return Passes(graph, unlabelled * (apart + case.taught))

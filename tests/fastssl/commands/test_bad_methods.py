@@ -170,9 +170,9 @@ def test_test_images_without_a_foundation_label_are_warned_of(capsys, tmp_path):
 
 
 def trained(capsys, tmp_path, args):
-    """The result of a run of three steps, all of whose state and figures are finite."""
+    """The result of a run of five steps, as many as the longest chain of stages wants, all of whose state and figures are finite."""
     capsys.readouterr()
-    assert main(["train", *args, "--steps", "3", "--set", "train.report_every=1", "--quiet", "--json", "--out", str(tmp_path / "run")]) == 0
+    assert main(["train", *args, "--steps", "5", "--set", "train.report_every=1", "--quiet", "--json", "--out", str(tmp_path / "run")]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     state = flat(state_of(tmp_path / "run"))
     assert all(value.isfinite().all() for value in state.values() if hasattr(value, "isfinite") and value.is_floating_point())

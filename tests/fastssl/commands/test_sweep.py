@@ -152,7 +152,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch
     words = ["--method", "fixmatch", "--seeds", "0-2", "--set", "train.save_every=4"]
     small = [word for word in SMALL if word != "train.save_every=2"][:-1]
     assert main(["sweep", *small, *words, "--out", str(whole)]) == 0
-    report = Run._report
+    report = Run.report
 
     def pressed(self):
         report(self)
@@ -160,7 +160,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_report", pressed)
+        patch.setattr(Run, "report", pressed)
         capsys.readouterr()
         assert main(["sweep", *small, *words, "--out", str(broken)]) == 130
     said = capsys.readouterr()

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from fastssl.cli import main
-from fastssl.engine import assemble, checkpoint
+from fastssl.engine import assemble, checkpoint, indexing
 from fastssl.pipelines.choice import Room
 
 pytest.importorskip("nvidia.dali", reason="DALI comes with the dali extra: pip install nvidia-dali-cuda120")
@@ -145,10 +145,10 @@ def test_named_sets_are_not_streamed(tmp_path, capsys):
 
 
 def test_a_bar_counts_files_on_a_terminal_alone(monkeypatch):
-    with assemble.indexing(False) as progress:
+    with indexing.indexing(False) as progress:
         assert progress is None
-    monkeypatch.setattr(assemble.sys.stderr, "isatty", lambda: True, raising=False)
-    with assemble.indexing(True) as progress:
+    monkeypatch.setattr(indexing.sys.stderr, "isatty", lambda: True, raising=False)
+    with indexing.indexing(True) as progress:
         assert progress is None
-    with assemble.indexing(False) as progress:
+    with indexing.indexing(False) as progress:
         progress(3, 10)
