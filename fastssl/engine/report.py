@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,25 @@ class _Heard(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.warn(record.getMessage())
+
+
+@contextlib.contextmanager
+def listening(folder: Path | None) -> Iterator[list[str]]:
+    """Keeps the package's warnings while a run has no log yet; without a folder, or where the run is not made, they are told at once."""
+    early: list[str] = []
+    if folder is None:
+        yield early
+        return
+    handler = _Heard(early.append)
+    logging.getLogger("fastssl").addHandler(handler)
+    try:
+        yield early
+    except BaseException:
+        for text in early:
+            tell(f"warning: {text}")
+        raise
+    finally:
+        logging.getLogger("fastssl").removeHandler(handler)
 
 
 def tell(text: str) -> None:

@@ -19,7 +19,7 @@ from . import checkpoint, directory, gradient_gate, look, memory, modes, profile
 from .announce import announce
 from .assemble import Parts, assemble
 from .own_labels import with_own_labels
-from .report import Reporter, speed
+from .report import Reporter, listening, speed
 from .rounds import Rounds
 from .step import AMP_TYPES
 from .sweep import Judgement, judge, logits_of, reached
@@ -60,11 +60,14 @@ class Run:
         self.signal: int | None = None
         self.judgement: tuple[int, Judgement | None, Judgement | None] = (-1, None, None)  # step, raw, averaged
         self.rounds = Rounds(self)
-        self.set_up(self.method.stage(0, self.total))  # first: where it refuses the configuration no run is made or replaced
+        with listening(folder) as early:
+            self.set_up(self.method.stage(0, self.total))  # first: where it refuses the configuration no run is made or replaced
         if folder is not None and not resume:
             directory.create(folder, parts, overwrite=overwrite)
         self.lock = directory.take_lock(folder) if folder is not None else None
         self.reporter = Reporter(folder, self.total, quiet=quiet)
+        for text in early:
+            self.reporter.warn(text)
 
     def train(self) -> dict[str, Any]:
         """Trains to the end (or to `train.stop_at`), and returns the result that the final table shows.

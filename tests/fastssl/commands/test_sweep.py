@@ -186,11 +186,12 @@ def test_ctrl_c_between_two_runs_says_how_to_go_on(tmp_path, capsys, monkeypatch
     assert "| supervised | 1 |" in (tmp_path / "s" / "table.md").read_text()
 
 
-def test_a_run_that_could_not_be_made_hears_no_other(tmp_path, monkeypatch):
+def test_a_run_that_could_not_be_made_hears_no_other(tmp_path, capsys, monkeypatch):
     set_up = Run.set_up
 
     def breaks(self, stage):
         if self.config.train.seed == 0:
+            logging.getLogger("fastssl").warning("a card is odd")
             raise RuntimeError("not made")
         logging.getLogger("fastssl").warning("a file is lost")
         set_up(self, stage)
@@ -201,6 +202,8 @@ def test_a_run_that_could_not_be_made_hears_no_other(tmp_path, monkeypatch):
     logs = [tmp_path / "s" / "runs" / f"supervised-seed{seed}" / "log.txt" for seed in (0, 1)]
     assert not logs[0].exists() and "a file is lost" in logs[1].read_text()
     assert logging.getLogger("fastssl").handlers == before
+    said = capsys.readouterr().err
+    assert said.count("a card is odd") == 1 == said.count("a file is lost")
 
 
 def test_a_run_that_was_killed_before_it_saved_begins_anew(tmp_path):
