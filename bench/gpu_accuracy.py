@@ -16,29 +16,21 @@ import contextlib
 import csv
 import io
 import json
-import os
-import re
 import shlex
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from fastssl import presets
 from fastssl.cli import main as fastssl
 
-from . import gpu_report
+from . import gpu_report, gpu_runs
 from ._timing import Machine
 
 METHODS = ("fixmatch", "spl", "flexmatch", "freematch", "softmatch", "adamatch", "layermatch")
 LABELS = (250, 40, 4000)  # most wanted first
 OPTIONS = {"spl": ["--set", "method.lambda_u=1.1"]}  # where no preset of its own has it
-RESERVE, GRACE = 60.0, 30.0  # seconds: no sweep starts with less left; what a run may take to save itself
-PATIENCE = 120.0  # seconds after which a run that was asked to stop is ended
 
 
 class Setting(NamedTuple):
@@ -66,13 +58,6 @@ class Setting(NamedTuple):
 
     def sweep(self, args: argparse.Namespace, folder: Path) -> list[str]:
         return ["sweep", *self.words(args, folder), "--seeds", args.seeds, "--out", str(args.runs / self.name)]
-
-
-def images_folder(given: Path | None) -> Path | None:
-    """The folder of images, or None where there is none."""
-    place = given or (Path(os.environ["FASTSSL_DATA"]) if "FASTSSL_DATA" in os.environ else None)
-    candidates = [] if place is None else [place, place / "cifar10-jpeg"]
-    return next((folder for folder in candidates if (folder / "train").is_dir() and (folder / "test").is_dir()), None)
 
 
 def asked(words: list[str]) -> dict[str, Any]:
@@ -115,22 +100,6 @@ def plan(settings: list[Setting], args: argparse.Namespace, folder: Path) -> Non
     print(f"# {total:.0f} s of steps in all, {total / args.seconds:.1f} calls; reading images, compiling and evaluation are left out")
 
 
-def work(command: list[str], log: Path, seconds: float) -> int:
-    """Runs a command for at most so long, then asks it to save itself. Its words go to `log`. Returns its exit code."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        try:
-            return process.wait(timeout=max(1.0, seconds))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-        try:
-            return process.wait(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
-
-
 def row(setting: Setting, args: argparse.Namespace) -> list[str]:
     """The setting's line of the table, from what its sweep has written."""
     published = setting.preset.published.get(setting.method)
@@ -162,62 +131,40 @@ def report(settings: list[Setting], args: argparse.Namespace, machine: Machine) 
         *gpu_report.table(["", ""], [[key, value] for key, value in facts.items()]),
         *gpu_report.table(head, [row(setting, args) for setting in settings]),
     ]
-    device = re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
-    path = args.out / f"accuracy-{device}-{args.steps}-steps.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    return gpu_runs.write("accuracy", facts["device"], lines, args)
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the JPEG images; $FASTSSL_DATA if left out")
+    parser = gpu_runs.flags(__doc__, "runs/cifar10-jpeg")
     parser.add_argument("--plan", action="store_true", help="print commands, what stands and an estimate, and run nothing")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, metavar="METHOD")
     parser.add_argument("--labels", nargs="+", type=int, default=LABELS, choices=LABELS, metavar="N")
     parser.add_argument("--seeds", default="0", help="as `fastssl sweep` takes them")
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--amp", default="bf16", choices=("off", "bf16", "fp16"))
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="any other option of the runs")
-    parser.add_argument("--seconds", type=float, default=540, help="after which the run at work is saved")
-    parser.add_argument("--runs", type=Path, default=Path("runs/cifar10-jpeg"), help="where the sweeps lie")
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "bench/results")), help="folder of the table")
-    parser.add_argument("--commit", default="not given", help="of the code that is trained")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     begin, args = time.perf_counter(), parsed(argv)
-    folder = images_folder(args.data)
-    if folder is None:
-        print("no folder with train/ and test/ is there; give --data DIR, or set FASTSSL_DATA to where cifar10-jpeg lies", file=sys.stderr)
-        return 4
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        print("bench.gpu_accuracy needs a CUDA device, and torch sees none; --device cpu runs it without", file=sys.stderr)
-        return 2
-    settings = [Setting(method, labels) for labels in args.labels for method in args.methods]
+    if refused := gpu_runs.refusal(args, "bench.gpu_accuracy"):
+        return refused
+    folder = gpu_runs.images_folder(args.data)
+    settings = {setting.name: setting for setting in (Setting(method, labels) for labels in args.labels for method in args.methods)}
     if args.plan:
-        plan(settings, args, folder)
+        plan(list(settings.values()), args, folder)
         return 0
-    failed = []
-    for setting in settings:
-        left = args.seconds - (time.perf_counter() - begin)
-        if left < RESERVE:
-            break
-        if set(states(setting, args, folder)) == {"finished"}:
-            continue
-        command = [sys.executable, "-m", "fastssl", *setting.sweep(args, folder)]
-        print(f"[{time.perf_counter() - begin:6.1f} s] fastssl {shlex.join(command[3:])}", flush=True)
-        code = work(command, args.runs / f"{setting.name}.log", left - GRACE)
-        if code not in (0, 130):
-            failed.append(setting.name)
-            print(f"{setting.name} failed with exit code {code}; {args.runs / setting.name}.log says why", file=sys.stderr)
-    done = sum(set(states(setting, args, folder)) == {"finished"} for setting in settings)
-    path = report(settings, args, Machine(args.device))
+
+    def done(setting: Setting) -> bool:
+        return set(states(setting, args, folder)) == {"finished"}
+
+    def command(name: str) -> list[str] | None:
+        return None if done(settings[name]) else settings[name].sweep(args, folder)
+
+    failed = gpu_runs.walk(settings, command, args, begin)
+    count = sum(map(done, settings.values()))
+    path = report(list(settings.values()), args, Machine(args.device))
     print(path.read_text(encoding="utf-8"))
-    goes_on = "" if done == len(settings) else "; the same command goes on"
-    print(f"{done} of {len(settings)} settings done{goes_on}: {path}")
+    print(f"{count} of {len(settings)} settings done{'' if count == len(settings) else '; the same command goes on'}: {path}")
     return 1 if failed else 0
 
 

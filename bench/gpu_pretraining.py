@@ -12,19 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import shlex
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
-from . import gpu_report
+from . import gpu_report, gpu_runs
 from ._timing import Machine
-from .gpu_accuracy import GRACE, RESERVE, images_folder, work
 
 FEW = ["--labels-per-class", "4"]
 
@@ -112,61 +107,41 @@ def report(done: list[Job], args: argparse.Namespace, machine: Machine) -> Path:
         *gpu_report.table(["", ""], [[key, value] for key, value in facts.items()]),
         *gpu_report.table(["what", "steps", "accuracy %", "s", "command (data, network and place left out)"], rows),
     ]
-    device = re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
-    path = args.out / f"pretraining-{device}-{args.steps}-steps.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    return gpu_runs.write("pretraining", facts["device"], lines, args)
 
 
 def parsed(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the JPEG images; $FASTSSL_DATA if left out")
+    parser = gpu_runs.flags(__doc__, "runs/pretraining")
     parser.add_argument("--model", default="preact-resnet-18")
     parser.add_argument("--steps", type=int, default=20_000, help="of SimCLR")
     parser.add_argument("--fine", type=int, default=4000, help="steps of each run on its encoder")
     parser.add_argument("--seed", default="0")
-    parser.add_argument("--amp", default="bf16", choices=("off", "bf16", "fp16"))
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="any other option of the runs")
-    parser.add_argument("--seconds", type=float, default=540, help="after which the run at work is saved")
-    parser.add_argument("--runs", type=Path, default=Path("runs/pretraining"), help="where the runs lie")
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "bench/results")), help="folder of the table")
-    parser.add_argument("--commit", default="not given", help="of the code that is trained")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     begin, args = time.perf_counter(), parsed(argv)
-    data = images_folder(args.data)
-    if data is None:
-        print("no folder with train/ and test/ is there; give --data DIR, or set FASTSSL_DATA to where cifar10-jpeg lies", file=sys.stderr)
-        return 4
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        print("bench.gpu_pretraining needs a CUDA device, and torch sees none; --device cpu runs it without", file=sys.stderr)
-        return 2
-    failed, listed, encoder = [], jobs(args), args.runs / "encoder.safetensors"
-    for job in listed:
-        left = args.seconds - (time.perf_counter() - begin)
-        if left < min(RESERVE, args.seconds / 2):
-            break
-        if state(args.runs / job.name) == "finished" or (job.encoder and not encoder.exists()):
-            continue
-        words = command(job, args, data)
-        print(f"[{time.perf_counter() - begin:6.1f} s] fastssl {shlex.join(words)}", flush=True)
-        code = work([sys.executable, "-m", "fastssl", *words], args.runs / f"{job.name}.log", max(1.0, left - GRACE))
-        if code not in (0, 130):
-            failed.append(job.name)
-            print(f"{job.name} failed with exit code {code}; {args.runs / job.name}.log says why", file=sys.stderr)
-        elif job.name == "simclr" and state(args.runs / job.name) == "finished":
-            export = [sys.executable, "-m", "fastssl", "export", str(args.runs / job.name), "--out", str(encoder), "--overwrite"]
-            if work(export, args.runs / "export.log", RESERVE):
-                failed.append("export")
-                print(f"the encoder was not exported; {args.runs / 'export.log'} says why", file=sys.stderr)
-    done = sum(state(args.runs / job.name) == "finished" for job in listed)
-    path = report(listed, args, Machine(args.device))
+    if refused := gpu_runs.refusal(args, "bench.gpu_pretraining"):
+        return refused
+    data, encoder = gpu_runs.images_folder(args.data), args.runs / "encoder.safetensors"
+    listed = {job.name: job for job in jobs(args)}
+
+    def done(name: str) -> bool:
+        return state(args.runs / name) == "finished"
+
+    def turn(name: str) -> list[str] | None:
+        if name == "export":
+            ready = done("simclr") and not encoder.exists()
+            return ["export", str(args.runs / "simclr"), "--out", str(encoder), "--overwrite"] if ready else None
+        job = listed[name]
+        return None if done(name) or (job.encoder and not encoder.exists()) else command(job, args, data)
+
+    first, *others = listed
+    failed = gpu_runs.walk([first, "export", *others], turn, args, begin)
+    count = sum(map(done, listed))
+    path = report(list(listed.values()), args, Machine(args.device))
     print(path.read_text(encoding="utf-8"))
-    print(f"{done} of {len(listed)} runs done{'' if done == len(listed) else '; the same command goes on'}: {path}")
+    print(f"{count} of {len(listed)} runs done{'' if count == len(listed) else '; the same command goes on'}: {path}")
     return 1 if failed else 0
 
 

@@ -5,30 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from bench import gpu_accuracy
+from bench import gpu_accuracy, gpu_runs
 from bench.gpu_accuracy import LABELS, METHODS, Setting
 from fastssl import presets
 from fastssl.cli import parser
 from fastssl.commands.train import configure
 
 TINY = ["--device", "cpu", "--amp", "off", "--set", "model.name=wrn-10-1", "--set", "train.batch_size=4", "--set", "train.ratio=1"]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Ten classes, six training images and one for tests each."""
-    generator = np.random.default_rng(0)
-    for part, count in (("train", 6), ("test", 1)):
-        for c in range(10):
-            (tmp_path / "images" / part / f"class_{c}").mkdir(parents=True)
-            for i in range(count):
-                image = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-                image.save(tmp_path / "images" / part / f"class_{c}" / f"{i:04d}.jpg", quality=95)
-    return tmp_path / "images"
 
 
 @pytest.fixture
@@ -65,14 +50,14 @@ def test_every_setting_is_a_published_one(tmp_path):
 
 def test_the_folder(folder, monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("FASTSSL_DATA", raising=False)
-    assert gpu_accuracy.images_folder(None) is None and gpu_accuracy.images_folder(folder) == folder
+    assert gpu_runs.images_folder(None) is None and gpu_runs.images_folder(folder) == folder
     monkeypatch.setenv("FASTSSL_DATA", str(tmp_path))
-    assert gpu_accuracy.images_folder(None) is None
+    assert gpu_runs.images_folder(None) is None
     folder.rename(tmp_path / "cifar10-jpeg")
-    assert gpu_accuracy.images_folder(None) == tmp_path / "cifar10-jpeg"
+    assert gpu_runs.images_folder(None) == tmp_path / "cifar10-jpeg"
     assert gpu_accuracy.main(["--data", str(tmp_path / "nowhere"), "--device", "cpu"]) == 4
     assert "give --data DIR" in capsys.readouterr().err
-    monkeypatch.setattr(gpu_accuracy.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu_runs.torch.cuda, "is_available", lambda: False)
     assert gpu_accuracy.main([]) == 2 and "needs a CUDA device" in capsys.readouterr().err
 
 
@@ -122,8 +107,8 @@ def test_work_is_asked_to_save_itself_and_else_ended(tmp_path, monkeypatch):
     # Who is started in the background by a shell may have been told to ignore SIGINT, and tells its children so.
     heard = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
     saves = heard + "try:\n    print('on', flush=True); time.sleep(60)\nexcept KeyboardInterrupt:\n    print('saved'); exit(130)"
-    assert gpu_accuracy.work([sys.executable, "-c", saves], tmp_path / "a.log", 3.0) == 130
+    assert gpu_runs.work([sys.executable, "-c", saves], tmp_path / "a.log", 3.0) == 130
     assert (tmp_path / "a.log").read_text().split() == ["on", "saved"]
-    monkeypatch.setattr(gpu_accuracy, "PATIENCE", 1.0)
+    monkeypatch.setattr(gpu_runs, "PATIENCE", 1.0)
     deaf = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(60)"
-    assert gpu_accuracy.work([sys.executable, "-c", deaf], tmp_path / "b.log", 3.0) < 0
+    assert gpu_runs.work([sys.executable, "-c", deaf], tmp_path / "b.log", 3.0) < 0

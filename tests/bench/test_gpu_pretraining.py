@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
-from PIL import Image
-
 from bench import gpu_pretraining
 
 
-def images(folder):
-    """Ten classes, six training images and one for tests each."""
-    generator = np.random.default_rng(0)
-    for part, count in (("train", 6), ("test", 1)):
-        for c in range(10):
-            (folder / part / f"class_{c}").mkdir(parents=True)
-            for i in range(count):
-                image = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-                image.save(folder / part / f"class_{c}" / f"{i:04d}.jpg", quality=95)
-    return folder
-
-
-def test_all_runs_follow_each_other_and_a_second_call_makes_none_again(tmp_path, capsys, monkeypatch):
+def test_all_runs_follow_each_other_and_a_second_call_makes_none_again(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    place = ["--data", str(images(tmp_path / "images")), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    place = ["--data", str(folder), "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     place += ["--steps", "2", "--fine", "2", "--model", "wrn-10-1", "--device", "cpu", "--amp", "off"]
     assert gpu_pretraining.main(place) == 0
     said = capsys.readouterr().out
