@@ -124,7 +124,11 @@ def stretches(first: Tensor, length: Tensor, source: int, target: int, interpola
         total = total + weight[..., k]
     fixed = weight / total[..., None] * (1 << _PLACES)
     whole = torch.trunc(fixed + torch.copysign(torch.full_like(fixed, 0.5), fixed)) * inside
-    return table.scatter_add_(2, (first[:, None, None] + at).clamp(max=source - 1), whole)
+    # By one dimension: asked for determinism, CUDA's sum over more of them fetches its strides from the host, in the midst of a capture.
+    row = torch.arange(len(first) * target, device=first.device).view(len(first), target, 1) * source
+    place = row + (first[:, None, None] + at).clamp(max=source - 1)
+    table.view(-1).scatter_add_(0, place.reshape(-1), whole.reshape(-1))
+    return table
 
 
 def resized_crop(x: Tensor, box: Tensor, size: int, interpolation: str, flip: Tensor | None = None) -> Tensor:

@@ -93,7 +93,7 @@ class ResidentPipeline:
         if views.unlabelled and ratio < 1:
             raise ConfigError(f"ratio {ratio}: ask for at least one unlabelled image per labelled one")
         self.source, self.views, self.seed = source, views, seed
-        self.batch_size, self.ratio = batch_size, ratio
+        self.batch_size, self._ratio = batch_size, ratio
         self.device = torch.device(device)
         self.capturable = self.device.type == "cuda"
         self.dtype, self.format = dtype, torch.channels_last if channels_last else torch.contiguous_format
@@ -139,7 +139,7 @@ class ResidentPipeline:
         for name in (*views.labelled, *views.unlabelled):
             recipe(name)
         self.views = views
-        self.unlabelled_size = self.batch_size * self.ratio if views.unlabelled else 0
+        self.unlabelled_size = self.batch_size * self._ratio if views.unlabelled else 0
         self._check_parts(self.split)
         if views not in self._fused_by:
             names = (*views.labelled, *views.unlabelled)

@@ -84,7 +84,7 @@ class TextPipeline:
             raise ConfigError(f"batch size {batch_size}: ask for at least one labelled text a step")
         if views.unlabelled and ratio < 1:
             raise ConfigError(f"ratio {ratio}: ask for at least one unlabelled text per labelled one")
-        self.source, self.seed, self.batch_size, self.ratio, self.pieces = source, seed, batch_size, ratio, pieces
+        self.source, self.seed, self.batch_size, self._ratio, self.pieces = source, seed, batch_size, ratio, pieces
         self.fingerprint, self.reads = tokenizer.fingerprint, tokens.ids.shape[1]
         self.device = torch.device(device)
         self.capturable = self.device.type == "cuda"
@@ -147,7 +147,7 @@ class TextPipeline:
         self._check_parts(self.split, views)
         grouped = bool(views.unlabelled) != bool(self.views.unlabelled)
         self.views = views
-        self.unlabelled_size = self.batch_size * self.ratio if views.unlabelled else 0
+        self.unlabelled_size = self.batch_size * self._ratio if views.unlabelled else 0
         if grouped:
             self.use(self.split)
 
@@ -159,7 +159,7 @@ class TextPipeline:
         # Few labels in groups would come group by group: they stay together unless there are many, and nothing beside them.
         alone = not self.views.unlabelled and len(split.labelled) >= MANY * self.batch_size
         known.use(split.labelled, self._size[split.labelled], self.lengths, self.batch_size, single=not alone)
-        other.use(split.unlabelled, self._size[split.unlabelled], self.lengths, self.batch_size * self.ratio, single=False)
+        other.use(split.unlabelled, self._size[split.unlabelled], self.lengths, self.batch_size * self._ratio, single=False)
         self._label[: len(split.label)].copy_(torch.from_numpy(split.label[known.order]))
         self._weight[: len(split.weight)].copy_(torch.from_numpy(split.weight[known.order]))
 

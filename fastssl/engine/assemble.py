@@ -27,8 +27,7 @@ from ..pipelines.text_resident import TextPipeline
 from ..pipelines.text_source import TextSource
 from . import given, networks, own_labels, teacher, texts
 from .indexing import indexing
-
-SOFT_ORIGINS = ("default", "preset")  # layers that give way to what the data allow; a user's own words do not
+from .networks import SOFT_ORIGINS
 
 
 @dataclass

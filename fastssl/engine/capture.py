@@ -52,13 +52,16 @@ class Captured:
     Args:
         step: the Step, warmed up and recorded here; the caller puts its state back afterwards (`putback.put_back`).
         recorder: what records, CudaRecorder if None.
+        renew: called before a form other than the first is recorded: it compiles the step's functions anew, as another stage may have
+            compiled them for itself meanwhile, and a compiler keeps a few shapes of each and then refuses.
 
     Raises:
         RuntimeError: what was run cannot be captured, or a pipeline's batches move.
     """
 
-    def __init__(self, step: Any, recorder: Any = None):
-        self.step = step
+    def __init__(self, step: Any, recorder: Any = None, renew: Callable[[], Any] | None = None):
+        self.step, self.renew = step, renew
+        self.functions: list[Any] = []  # a graph launches kernels that may live as long as what they were compiled for
         self.recorder = recorder or CudaRecorder(step.device)
         self.inside = step.pipeline.capturable
         self.recordings: dict[Any, Any] = {}
@@ -66,7 +69,7 @@ class Captured:
             for form in step.pipeline.forms:
                 self._record(form)
             return
-        self.recorder.warm_up(step.body)
+        self._warm_up(self.recorder)
         if self.inside:
             self.batch = None
             self.recorder.record(step.body)
@@ -92,10 +95,16 @@ class Captured:
             pipeline.draw()
         self.recorder.replay()
 
+    def _warm_up(self, recorder: Any) -> None:
+        self.functions += [vars(self.step.method).get(name) for name in self.step.method.compiled]
+        recorder.warm_up(self.step.body)
+
     def _record(self, form: Any) -> None:
+        if self.recordings and self.renew is not None:
+            self.renew()
         recorder = self.recorder.another() if self.recordings else self.recorder
         with self.step.pipeline.held(form):
-            recorder.warm_up(self.step.body)
+            self._warm_up(recorder)
             recorder.record(self.step.body)
         self.recordings[form] = recorder
 

@@ -91,7 +91,8 @@ def load_trained(folder: Path, config: RunConfig, *, encoder: nn.Module | None =
     usual = ("ema",) if any(key.startswith("ema.") for key in state["method"]) else ("network",)
     judges = tuple(manifest.get("judges", usual))
     called = {"raw": "network"} if judges[0] == "ema" else {}
-    called |= dict(zip(("ema" if called else "raw", "second", "third"), judges, strict=False))
+    names = ("ema" if called else "raw", "second", *(f"judge {k}" for k in range(3, len(judges) + 1)))
+    called |= dict(zip(names[: len(judges)], judges, strict=True))
     networks: dict[str, Network | Together] = {name: read(own) for name, own in called.items()}
     if len(judges) > 1:
         networks["together"] = Together([networks[name] for name, own in called.items() if own in judges]).eval()

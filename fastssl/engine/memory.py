@@ -92,31 +92,38 @@ def foresee(
     base = allocated(device) - held + size_of(method.buffers())  # a step keeps a copy of buffers, to undo itself
     states = 0 if train.optimizer == "sgd" and train.momentum == 0 else STATES[train.optimizer]
     networks = [module for module in method.modules() if isinstance(module, Network)]
-    found: dict[tuple, Memory] = {}
+    found: list[Memory] = []
+    taken: dict[tuple, list[int]] = {}  # what trains -> bytes of a step with the rows, and with twice as many
+    kinds: set[tuple] = set()
+    resting = 0  # optimiser state so far: each kind of stage keeps its own to the run's end
     sample = "text" if len(image) == 1 else "image"
     captured = device.type == "cuda" and train.step_mode in ("auto", "graph")
     evaluation = evaluation_bytes(method.judged(), min(EVALUATED, tested), image, device, amp) if tested else 0
     for stage in stages(method, train.steps):
+        if stage.kind in kinds:
+            continue
+        kinds.add(stage.kind)
         method.enter(stage)
         named = trainable(method, stage)
-        key = (stage.views, *sorted(name for name, _ in named))
-        if key in found:
-            continue
         weights = size_of(p for _, p in named)
+        resting += states * weights
         # On CUDA averages go by a copy of all differences; on the CPU each goes in place.
         pairs = [pair for one in method.averages() for pair in zip(one.average.parameters(), one.source.parameters(), strict=True)]
         moved = size_of(average for average, source in pairs if source.requires_grad) if device.type == "cuda" else 0
-        trained = [network for network in networks if any(p.requires_grad for p in network.parameters())]
-        taken = []
-        for count in (rows, 2 * rows):
-            shapes = Shapes(stage.views or views, count, train.ratio, image, device, amp, method.weak_pass == "separate")
-            taken.append(sum(step_bytes(network, shapes) for network in trained))
-        per_row = (taken[1] - taken[0]) // rows
-        still = max(0, taken[0] - per_row * rows)  # of a step whatever the batch
-        fixed = max(0, base + states * weights + still)
-        found[key] = Memory(str(device), rows, fixed, per_row, evaluation, max(0, weights + moved - still), captured, sample)
+        key = (stage.views, *sorted(name for name, _ in named))
+        if key not in taken:
+            trained = [network for network in networks if any(p.requires_grad for p in network.parameters())]
+            sizes = [
+                Shapes(stage.views or views, count, train.ratio, image, device, amp, method.weak_pass == "separate")
+                for count in (rows, 2 * rows)
+            ]
+            taken[key] = [sum(step_bytes(network, size) for network in trained) for size in sizes]
+        per_row = (taken[key][1] - taken[key][0]) // rows
+        still = max(0, taken[key][0] - per_row * rows)  # of a step whatever the batch
+        fixed = max(0, base + resting + still)
+        found.append(Memory(str(device), rows, fixed, per_row, evaluation, max(0, weights + moved - still), captured, sample))
     method.enter(next(stages(method, train.steps)))
-    return max(found.values(), key=lambda memory: (memory.peak, memory.per_row))  # where evaluation is the peak, stages are alike in it
+    return max(found, key=lambda memory: (memory.peak, memory.per_row))  # where evaluation is the peak, stages are alike in it
 
 
 def stages(method: Method, steps: int) -> Iterator[Stage]:

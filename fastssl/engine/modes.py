@@ -24,6 +24,7 @@ from .capture import Captured
 from .putback import put_back
 
 _COPIES = itertools.count()
+SHAPES = 64
 MODES = ("eager", "compile", "graph")
 log = logging.getLogger("fastssl")
 
@@ -102,7 +103,7 @@ def _enter(step: Any, mode: str, backend: str, recorder: Any) -> None:
                 with contextlib.nullcontext() if form is None else pipeline.held(form):
                     step.body()
         else:
-            captured = Captured(step, recorder)
+            captured = Captured(step, recorder, lambda: compile_method(step.method, backend))
     if mode == "graph":
         step.run = captured
 
@@ -115,7 +116,12 @@ def _leave(step: Any) -> None:
 
 
 def compile_method(method: Any, backend: str) -> None:
-    """A method's `compiled` functions (`loss` and `remember`), each compiled whole; the backward pass comes of the compiled loss."""
+    """A method's `compiled` functions (`loss` and `remember`), each compiled whole; the backward pass comes of the compiled loss.
+
+    The compiler is allowed SHAPES forms of a function, if it is not allowed more: texts of several lengths, in stages that draw other
+    splits, come in many, and with fullgraph it would end the run at its own limit of eight.
+    """
+    torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
     # Random numbers as eager code draws them, so that dropout does not depend on the mode.
     options = {"fallback_random": True} if backend == "inductor" else None
     for name in method.compiled:

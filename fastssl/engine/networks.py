@@ -14,7 +14,7 @@ from ..models import InputSpec, Network, Report
 from ..pipelines.errors import ConfigError
 from ..pipelines.text import load_tokenizer
 
-SOFT_ORIGINS = ("default", "preset")  # layers that give way to what a method asks for; a user's own words do not
+SOFT_ORIGINS = ("default", "preset")  # layers that give way to what data or method ask for; a user's own words do not
 
 
 def headed(config: RunConfig, kind: type[Method]) -> RunConfig:

@@ -8,6 +8,7 @@ from ..methods.base import Stage
 from ..models import Report
 from ..schedules import Clock
 from . import look, updates
+from .capture import Captured
 from .idle import Idle
 from .step import Step
 
@@ -48,6 +49,11 @@ class Rounds:
         if stage.goes_on:
             self.going.add(kind)
         return self.made[kind]
+
+    def recorder(self) -> Any:
+        """What records a further stage: on the stream and in the memory of the first, as one step runs at a time. None for the first."""
+        before = [step.run.recorder for step in self.made.values() if isinstance(step.run, Captured)]
+        return before[0].another() if before else None
 
     def _wake(self, kind: tuple) -> None:
         """Brings the Step of a kind to where a checkpoint found it at rest."""

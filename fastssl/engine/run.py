@@ -133,7 +133,9 @@ class Run:
         if not self.step.mode:
             with memory.guarded(self, "preparing"):
                 gradient_gate.when_asked(self)
-                self.reporter.say(modes.prepare(self.step, self.config.train.step_mode, self.reporter.warn))
+                self.reporter.say(
+                    modes.prepare(self.step, self.config.train.step_mode, self.reporter.warn, recorder=self.rounds.recorder())
+                )
                 profile.when_asked(self)
 
     def _walk(self) -> None:

@@ -19,9 +19,9 @@ from ..pipelines.text_policies import TEXT_POLICIES, text_policy
 from ..pipelines.text_resident import TextPipeline
 from ..pipelines.text_source import TextSource
 from ..pipelines.text_views import with_variants
+from .networks import SOFT_ORIGINS
 from .update import layer_scales
 
-SOFT_ORIGINS = ("default", "preset")
 OF_IMAGES = ("size", "resize", "interpolation", "workers")  # options of the data section that say nothing of texts
 OF_PICTURES = ("normalise", "batchnorm_momentum")  # and of the model's
 

@@ -203,11 +203,13 @@ class Average:
         """After step number `step`, or not at all where `finite` ([] bool) says so: by a 0-d factor, so that no host number is frozen
         into a capture."""
         weight = finite * (1.0 - (self.decay(step) if callable(self.decay) else self.decay))
-        if weight.is_cuda:  # three launches over all tensors, where lerp by a tensor would be one for each
-            step = torch._foreach_sub(self.source, self.average)
-            torch._foreach_mul_(step, weight)
-            torch._foreach_add_(self.average, step)
-        elif self.average:
+        if not self.average:  # all of the source is frozen, and torch's lists want a tensor at least
+            pass
+        elif weight.is_cuda:  # three launches over all tensors, where lerp by a tensor would be one for each
+            way = torch._foreach_sub(self.source, self.average)
+            torch._foreach_mul_(way, weight)
+            torch._foreach_add_(self.average, way)
+        else:
             weights = {kind: weight.to(kind) for kind in {a.dtype for a in self.average}}
             torch._foreach_lerp_(self.average, self.source, [weights[a.dtype] for a in self.average])
         if self.buffers:

@@ -27,7 +27,7 @@ from .bricks.mixture import Verdicts
 from .bricks.options import MethodOptions, UnlabelledOptions, but
 from .bricks.quality import pseudo_label_quality
 from .bricks.regularisers import entropy
-from .bricks.rounds import pool, refuse_probe
+from .bricks.rounds import listed, pool, refuse_probe
 
 NAMES, ORDINAL = ("network", "second"), ("first", "second")
 
@@ -170,7 +170,7 @@ class DivideMix(Method):
             told.append(f"{report.values['moved']:,} verdicts are new")
         report.notes.append(f"{what}: {'; '.join(told)}")
         self.epochs.begin(number)
-        parts, batch = [self._divided(split, side) for side in range(2)], self.unlabelled_batch // look.pipeline.ratio
+        parts, batch = [self._divided(split, side) for side in range(2)], look.pipeline.batch_size
         visits = [max(len((part or split).labelled) // batch, len(pool(split)) // self.unlabelled_batch) for part in parts]
         self.epochs.plain.copy_(torch.tensor([part is None for part in parts]))
         self.epochs.length.fill_(self.config.every or max(1, round(sum(visits) / 2)))  # alike: one schedule fits both networks
@@ -191,7 +191,7 @@ class DivideMix(Method):
         gone = sorted(had - set().union(*some)) if some else []
         if gone and not warned[1]:
             warned[1] = True
-            names = ", ".join(self.spec.classes[c] for c in gone[:10]) + (", ..." if len(gone) > 10 else "")
+            names = listed([self.spec.classes[c] for c in gone])
             report.warnings.append(f"{what}: no label of {names} looks clean, so that guesses alone teach {'them' if gone[1:] else 'it'}")
 
     def loss(self, batch: Batch, clock: Clock) -> Terms:
@@ -246,7 +246,7 @@ class DivideMix(Method):
         if not self.config.ramp_epochs:
             return 1.0
         at = self.epochs
-        within = (clock.step - at.begun[self.side]) / at.length[self.side]
+        within = (clock.step - at.begun[self.side]) / at.length
         return ((at.number + within) / self.config.ramp_epochs).clamp(0, 1).to(torch.float32)
 
     def clean(self, unlabelled: list[Output], batch: Batch) -> Tensor:
@@ -254,7 +254,7 @@ class DivideMix(Method):
 
 
 class Epochs(nn.Module):
-    """Where the run is in its epochs, each a stretch of steps of the first network and one of the second.
+    """Where the run is in its epochs, each a stretch of steps of the first network and as long a one of the second.
 
     Args:
         length: of a stretch, as long as nothing better is known.
@@ -274,13 +274,13 @@ class Epochs(nn.Module):
         for name in ("number", "phase", "spent"):  # phase: 0 in the warm-up, 1 and 2 where the first or second network trains on
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
         self.register_buffer("begun", torch.zeros(2, dtype=torch.int64))  # steps of each network on divided labels, before this epoch
-        self.register_buffer("length", torch.full((2,), length))
+        self.register_buffer("length", torch.tensor(length))
         self.register_buffer("plain", torch.zeros(2, dtype=torch.bool))  # whether a network has no division in this epoch
         self.register_buffer("warned", torch.zeros(2, dtype=torch.bool))
 
     def begin(self, number: int) -> None:
         if number > int(self.number):
-            self.spent.add_(self.length.sum())
+            self.spent.add_(2 * self.length)
             self.begun.add_(torch.where(self.plain, 0, self.length))
         self.number.fill_(number)
 
@@ -289,12 +289,11 @@ class Epochs(nn.Module):
 
         What would be left and is less than half an epoch, the last one takes over. Epochs to come are as long as the present one.
         """
-        ahead, lengths = number - int(self.number), self.length.tolist()
-        whole = sum(lengths)
+        ahead, length = number - int(self.number), int(self.length)
+        whole = 2 * length
         left = steps - int(self.spent) - ahead * whole
         if ahead > 0 and 2 * left <= whole:
             return None
         if 2 * (left - whole) > whole:
-            return lengths[0], lengths[1]
-        first = min(max(1, round(left * lengths[0] / whole)), left - 1)
-        return first, left - first
+            return length, length
+        return round(left / 2), left - round(left / 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +18,11 @@ from .base import Averaged, Method, Stage, Terms
 from .bricks.diffusion import class_weights, diffused, neighbour_graph
 from .bricks.forward import forward_apart, forward_together
 from .bricks.neighbours import SEARCHES, installed, unit
-from .bricks.options import MethodOptions
-from .bricks.passes import Passes
+from .bricks.options import but
+from .bricks.passes import Passes, PassOptions
 from .bricks.quality import pseudo_label_quality
 from .bricks.ramps import ramp
-from .bricks.rounds import pool, refuse_probe
+from .bricks.rounds import apart, listed, refuse_probe
 from .bricks.teaching import check_average, following, taught
 
 
@@ -36,20 +35,8 @@ class LabelPropagation(Method):
     """
 
     @dataclass(frozen=True)
-    class Config(MethodOptions):
-        warmup_share: float = option(
-            0.25,
-            "share of the run's steps on the labels alone, before labels spread",
-            source="ours; paper: 180 of 360 epochs",
-            above=0,
-            most=0.99,
-        )
-        every: int = option(
-            0,
-            "steps from one propagation to the next; 0: until the unlabelled samples have been visited once",
-            source="paper: an epoch",
-            least=0,
-        )
+    class Config(PassOptions):
+        warmup_share: float = but(PassOptions, "warmup_share", 0.25, "ours; paper: 180 of 360 epochs")
         neighbours: int = option(50, "k: neighbours of each sample in the graph", source="paper: 50", least=1)
         power: float = option(3.0, "exponent of a similarity in the graph", source="paper: 3", above=0)
         alpha: float = option(0.99, "how far labels spread, below 1; 0: nowhere", source="paper: 0.99", least=0, most=0.9999)
@@ -125,8 +112,7 @@ class LabelPropagation(Method):
         return [Averaged(self.ema, self.network, following(self.ema_decay) if self.warming else self.ema_decay, buffers="own")]
 
     def split_of(self, split: Split) -> Split:
-        rows = pool(split)  # labelled samples come in the labelled stream alone
-        return split if not len(rows) or len(rows) == len(split.unlabelled) else dataclasses.replace(split, unlabelled=rows, hash="")
+        return apart(split)  # labelled samples come in the labelled stream alone
 
     @torch.no_grad()
     def prepare(self, k: int, look: Any) -> Report:
@@ -169,9 +155,7 @@ class LabelPropagation(Method):
         empty = torch.bincount(given[known], minlength=self.spec.num_classes) == 0
         if empty.any():
             names = [name for name, none in zip(self.spec.classes, empty.tolist(), strict=True) if none]
-            faults.append(
-                f"no {self.spec.kind} is labelled {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}, so that none becomes it"
-            )
+            faults.append(f"no {self.spec.kind} is labelled {listed(names)}, so that none becomes it")
         if k == 1 and not new.any():
             faults.append(f"every {self.spec.kind} has a label, so that there is none to label")
         if faults:

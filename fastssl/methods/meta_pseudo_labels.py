@@ -12,20 +12,21 @@ from torch import Tensor
 from ..config import option
 from ..kernels import cross_entropy, pseudo_label_loss
 from ..models import Network, Output, Report
-from ..models.peft import probe_share
 from ..pipelines import keyed
 from ..pipelines.batch import Batch, DataSpec, Views
-from ..pipelines.errors import ConfigError
 from ..schedules import Clock
 from .base import Averaged, Method, Stage, Terms, Updater
 from .bricks import noise
 from .bricks.batchnorm import no_dropout
 from .bricks.consistency import probabilities
 from .bricks.forward import forward_together, forward_views
+from .bricks.guesses import onehot
 from .bricks.mixing import mixed_batch
 from .bricks.options import MethodOptions
 from .bricks.quality import pseudo_label_quality
 from .bricks.ramps import ramp
+from .bricks.rounds import refuse_probe
+from .bricks.start import copied
 
 _SAMPLE = keyed.key(0x4D504C)  # the random numbers by which labels are drawn
 
@@ -126,8 +127,7 @@ class MetaPseudoLabels(Method):
         super().__init__(config, network, spec, **options)
         if teacher is None:
             raise ValueError("meta_pseudo_labels trains two networks, and was given no teacher; pass another Network as teacher=")
-        if probe_share(network.encoder):
-            raise ConfigError("meta_pseudo_labels has stages of its own and cannot be tuned by lp_ft; take another --tune")
+        refuse_probe("meta_pseudo_labels", network)
         self.teacher = teacher
         self.register_buffer("baseline", torch.zeros(()))
         self.finetuning = False
@@ -155,8 +155,7 @@ class MetaPseudoLabels(Method):
         if k != 1 or self.ema is None:
             return super().prepare(k, look)
         # The average would follow the raw student within some steps, and lose what averaging gave.
-        for own, averaged in zip(self.network.state_dict().values(), self.ema.state_dict().values(), strict=True):
-            own.copy_(averaged)
+        copied(self.ema, self.network)
         return Report(["meta_pseudo_labels: fine-tuning on the labels starts from the averaged student"])
 
     def averages(self) -> list[Averaged]:
@@ -217,7 +216,7 @@ class MetaPseudoLabels(Method):
         sampled = self.config.targets == "sampled"
         target = self.sampled(strong.logits.detach(), batch.unlabelled_index, clock) if sampled else p
         label = target if sampled else p.argmax(1)
-        apart = p.scatter_add(1, target[:, None], -torch.ones_like(p[:, :1])) if sampled else p - target
+        apart = p - (onehot(target, p) if sampled else target)
         metrics |= pseudo_label_quality(label, torch.ones_like(p[:, 0]), batch.hidden_label, classes)
         return Taught(base, cross_entropy(strong.logits, target).mean(), target, apart.norm() / len(p), metrics)
 

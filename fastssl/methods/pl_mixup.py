@@ -4,7 +4,6 @@ regularisers.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +24,10 @@ from .bricks.forward import forward_together
 from .bricks.guesses import stacked
 from .bricks.mixing import drawn, mixed
 from .bricks.options import MethodOptions, but
-from .bricks.passes import Passes
+from .bricks.passes import Passes, PassOptions
 from .bricks.quality import pseudo_label_quality
 from .bricks.regularisers import entropy
-from .bricks.rounds import pool, refuse_probe
+from .bricks.rounds import apart, listed, pool, refuse_probe
 from .bricks.rows import last_of
 
 
@@ -41,20 +40,8 @@ class PLMixup(Method):
     """
 
     @dataclass(frozen=True)
-    class Config(MethodOptions):
-        warmup_share: float = option(
-            0.25,
-            "share of the run's steps on the labels alone, before there are pseudo-labels",
-            source="ours; paper: 10 epochs before 400",
-            above=0,
-            most=0.99,
-        )
-        every: int = option(
-            0,
-            "steps after which the pseudo-labels become what was predicted meanwhile; 0: once the unlabelled samples have been visited",
-            source="paper: an epoch",
-            least=0,
-        )
+    class Config(PassOptions):
+        warmup_share: float = but(PassOptions, "warmup_share", 0.25, "ours; paper: 10 epochs before 400")
         mixup: float = but(MethodOptions, "mixup", 1.0, "official code: 1; a row's partner is any row, labelled or not")
         lambda_prior: float = option(
             0.8, "weight of R_A, by which the mean prediction stays near uniform; 0 is off", source="paper: 0.8", least=0
@@ -83,8 +70,7 @@ class PLMixup(Method):
         return Stage(self.passes.warmup(steps), name="labels", views=Views(("weak",)))
 
     def split_of(self, split: Split) -> Split:
-        rows = pool(split)  # labelled samples come in the labelled stream alone
-        return split if not len(rows) or len(rows) == len(split.unlabelled) else dataclasses.replace(split, unlabelled=rows, hash="")
+        return apart(split)  # labelled samples come in the labelled stream alone
 
     @torch.no_grad()
     def prepare(self, k: int, look: Any) -> Report:
@@ -126,7 +112,7 @@ class PLMixup(Method):
             )
         gone = [name for name, count in zip(self.spec.classes, counts, strict=True) if not count]
         if gone and counts.sum():
-            faults.append(f"no {self.spec.kind} is likeliest {', '.join(gone[:10])}{', ...' if len(gone) > 10 else ''}")
+            faults.append(f"no {self.spec.kind} is likeliest {listed(gone)}")
         if faults:
             (report.notes if self.bank.told else report.warnings).append(f"pl_mixup: {'; '.join(faults)}")
             self.bank.told.fill_(True)

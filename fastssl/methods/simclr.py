@@ -12,7 +12,6 @@ from ..config import option
 from ..kernels import cross_entropy
 from ..models import Network, Output, Report
 from ..models.heads import LinearHead, ProjectedHead
-from ..models.peft import probe_share
 from ..pipelines.batch import Batch, DataSpec, Views
 from ..pipelines.errors import ConfigError
 from ..schedules import Clock
@@ -21,6 +20,8 @@ from .bricks.batchnorm import batchnorm
 from .bricks.contrast import NormedProjection, contrast_rows, partners, similarities
 from .bricks.forward import forward_together, forward_views
 from .bricks.options import MethodOptions
+from .bricks.rounds import refuse_probe
+from .bricks.start import copied
 
 
 class SimCLR(Method):
@@ -72,8 +73,7 @@ class SimCLR(Method):
 
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):
         super().__init__(config, network, spec, **options)
-        if probe_share(network.encoder):
-            raise ConfigError(f"{self.called} has stages of its own and cannot be tuned by lp_ft; take another --tune")
+        refuse_probe(self.called, network)
         if config.ctaugment:
             raise ConfigError(f"{self.called} shows no image by learned rates; leave method.ctaugment false")
         self.learner = "network"  # the network that contrast and fine-tuning train
@@ -137,10 +137,14 @@ class SimCLR(Method):
     def prepare(self, k: int, look: Any) -> Report:
         names = [name for name, _ in self.shares(self.config)]
         report = Report([f"{self.called}, stage {k + 1} of {len(names)}, {names[k]}: "])
-        said, warned = {"contrast": self._begin, "fine_tune": self._classify, "distil": self.distilled}[names[k]]()
+        said, warned = self.begun(names[k])
         report.notes[0] += said
         report.warnings += warned
         return report
+
+    def begun(self, name: str) -> tuple[str, list[str]]:
+        """What happens before the stage of that name: what there is to say of it, and to warn of."""
+        return self._begin() if name == "contrast" else self._classify()
 
     def _begin(self) -> tuple[str, list[str]]:
         c = self.config
@@ -164,10 +168,6 @@ class SimCLR(Method):
             copied(self.network, self.ema)
         kept = " but its first layer" if self.shared_layers() else ""
         return f"the projection{kept} is dropped, the labels train {'the network' if self.config.tuned == 'all' else 'the head alone'}", []
-
-    def distilled(self) -> tuple[str, list[str]]:
-        """What happens before a stage that distils."""
-        raise NotImplementedError
 
     def loss(self, batch: Batch, clock: Clock) -> Terms:
         return self.contrast(batch) if self.doing == "contrast" else super().loss(batch, clock)
@@ -207,11 +207,3 @@ def lengths(steps: int, shares: list[float]) -> list[int]:
         found[found.index(max(found))] -= 1
         found[0] += 1
     return found
-
-
-@torch.no_grad()
-def copied(source: nn.Module, target: nn.Module) -> None:
-    """All values of one network into another of the same make, in place."""
-    values = source.state_dict()
-    for name, value in target.state_dict().items():
-        value.copy_(values[name])

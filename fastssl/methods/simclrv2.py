@@ -19,8 +19,8 @@ from .base import Stage, Terms
 from .bricks.forward import forward_views
 from .bricks.options import but
 from .bricks.quality import pseudo_label_quality
-from .bricks.start import Start
-from .simclr import SimCLR, copied
+from .bricks.start import Start, copied
+from .simclr import SimCLR
 
 
 class SimCLRv2(SimCLR):
@@ -132,7 +132,9 @@ class SimCLRv2(SimCLR):
         """The teacher until there is a student."""
         return super().judges() if self.doing == "distil" or self.learner == "network" else ("teacher",)
 
-    def distilled(self) -> tuple[str, list[str]]:
+    def begun(self, name: str) -> tuple[str, list[str]]:
+        if name != "distil":
+            return super().begun(name)
         if self.learner == "teacher":
             return f"{self.config.teacher_model} teaches the run's own network", []
         copied(self.judged(), self.teacher)

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from ..config import option
 from ..models import Network, Output
 from ..models.heads import LinearHead
-from ..models.peft import probe_share
 from ..pipelines.batch import Batch, DataSpec, Views
-from ..pipelines.errors import ConfigError
 from ..schedules import Clock
 from . import find
 from .base import Method, Stage, Terms
 from .bricks.foundation import GivenLabels, demand
 from .bricks.inner import CARRIED, inner_config, make_inner
 from .bricks.options import MethodOptions
+from .bricks.rounds import refuse_probe
 
 
 class ZeroMatch(Method):
@@ -57,8 +56,7 @@ class ZeroMatch(Method):
     def __init__(self, config: Any, network: Network, spec: DataSpec, **options: Any):
         super().__init__(config, network, spec, **options)
         demand(spec, "zeromatch")
-        if probe_share(network.encoder):
-            raise ConfigError("zeromatch has stages of its own and cannot be tuned by lp_ft; take another --tune")
+        refuse_probe("zeromatch", network)
         self.given = GivenLabels(spec)
         self.inner = make_inner(config.inner, find(config.inner), config.inner_options, network, spec, **options)
         self.distilling = False

@@ -152,3 +152,29 @@ def crossed(axis):
 
 
 SAMPLED = [name if name in CORE else pytest.param(name, marks=pytest.mark.exhaustive) for name in TRAINED]
+
+
+def kinds(method, total=100):
+    """Numbers of the first stage of each kind: what one recording each serves."""
+    found, k = {}, 0
+    while k < 8 and (stage := method.stage(k, total)) is not None:
+        found.setdefault(stage.kind, k)
+        k += 1
+    return list(found.values())
+
+
+# (method, number of a stage of another kind than the first) for what looks at every step that a method has.
+LATER = [
+    ("self_training", 1),
+    ("noisy_student", 1),
+    ("pl_mixup", 1),
+    ("label_propagation", 1),
+    ("simclr", 1),
+    ("simclrv2", 1),
+    ("simclrv2", 2),
+    ("dividemix", 1),
+    ("dividemix", 2),
+    ("dividemix", 3),
+    ("sentaugment", 1),
+    ("zeromatch", 1),
+]

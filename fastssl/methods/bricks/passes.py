@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+from ...config import option
 from ...pipelines.batch import DataSpec
 from ...pipelines.errors import ConfigError
+from .options import MethodOptions
 from .words import Stage
+
+
+@dataclass(frozen=True)
+class PassOptions(MethodOptions):
+    """Of every method that warms up on the labels and then goes in passes."""
+
+    warmup_share: float = option(
+        0.25, "share of the run's steps on the labels alone, before any pseudo-label", source="ours", above=0, most=0.99
+    )
+    every: int = option(
+        0,
+        "steps of a pass, before each of which pseudo-labels are made anew; 0: as many as visit the unlabelled samples once",
+        source="paper: an epoch",
+        least=0,
+    )
 
 
 class Passes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +45,17 @@ def pool(split: Split) -> np.ndarray:
     return np.setdiff1d(split.unlabelled, split.labelled)
 
 
+def apart(split: Split) -> Split:
+    """The split whose unlabelled rows are the pool alone; itself where they are, or where the pool is empty."""
+    rows = pool(split)
+    return split if len(rows) in (0, len(split.unlabelled)) else dataclasses.replace(split, unlabelled=rows, hash="")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first ten of some names, in one sentence."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
 class Change(NamedTuple):
     """What a round made of the rows that the round before had chosen."""
 
@@ -77,8 +90,7 @@ def told_vanished(report: Report, name: str, spec: DataSpec, before: np.ndarray,
     matter."""
     gone = [spec.classes[c] for c in np.flatnonzero((before > 0) & (counts == 0))]
     if gone and counts.sum():
-        which = ", ".join(gone[:10]) + (", ..." if len(gone) > 10 else "")
         report.warnings.append(
-            f"{name}: no {spec.kind} is taken for {'class' if len(gone) == 1 else 'classes'} {which}; the labels alone teach "
+            f"{name}: no {spec.kind} is taken for {'class' if len(gone) == 1 else 'classes'} {listed(gone)}; the labels alone teach "
             f"{'it' if len(gone) == 1 else 'them'} in this round"
         )

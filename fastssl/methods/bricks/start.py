@@ -1,4 +1,4 @@
-"""The values that a network began with, for methods that train one twice from the same start."""
+"""The values that a network began with, for methods that train one twice from the same start; one network's values in another."""
 
 from __future__ import annotations
 
@@ -28,3 +28,11 @@ class Start(nn.Module):
             if network is not None:
                 for i, value in enumerate(self._moving(network)):
                     value.copy_(self.get_buffer(f"value_{i}"))
+
+
+@torch.no_grad()
+def copied(source: nn.Module, target: nn.Module) -> None:
+    """All values of one network into another of the same make, in place."""
+    values = source.state_dict()
+    for name, value in target.state_dict().items():
+        value.copy_(values[name])

@@ -97,7 +97,8 @@ def test_the_dearest_stage_counts_and_the_first_one_is_entered(toy, monkeypatch)
     method, found = foreseen(toy=toy)
     assert [p.requires_grad for p in method.network.parameters()] == [False, False, False, True, True]
     whole = network()
-    weights, buffers = memory.size_of(whole.parameters()), memory.size_of(whole.buffers())
+    # The first stage's optimiser, of the head, stays beside that of the second.
+    weights, buffers = memory.size_of(whole.parameters()) + memory.size_of(whole.head.parameters()), memory.size_of(whole.buffers())
     assert found.fixed + 6 * found.per_row == pytest.approx(100 * MIB + weights + buffers + step_bytes(whole, shapes()), abs=6)
     assert found.fixed + 12 * found.per_row == pytest.approx(100 * MIB + weights + buffers + step_bytes(whole, shapes(12)), abs=12)
 
@@ -105,7 +106,7 @@ def test_the_dearest_stage_counts_and_the_first_one_is_entered(toy, monkeypatch)
 def test_optimiser_and_averages_are_fixed_costs(toy, monkeypatch):
     monkeypatch.setattr(memory, "allocated", lambda device: 100 * MIB)
     _, sgd = foreseen(toy=toy)
-    weights = memory.size_of(network().parameters())
+    weights = memory.size_of(network().parameters()) + memory.size_of(network().head.parameters())
     assert foreseen(toy=toy, optimizer="adamw")[1].fixed == sgd.fixed + weights
     assert foreseen(toy=toy, momentum=0.0)[1].fixed == sgd.fixed - weights
     # Averages lie in the method: here only their buffers are seen to be copied, as `allocated` is made up.

@@ -17,7 +17,10 @@ from fastssl.config import TrainConfig
 from fastssl.engine import updates
 from fastssl.engine.step import Step
 from fastssl.schedules import Clock
-from tests.fastssl.method_cases import crossed
+from tests.fastssl.method_cases import LATER, TRAINED, crossed, kinds
+
+
+BANK = {"sentaugment": {"bank": "own"}}
 
 
 class Drawn:
@@ -48,13 +51,17 @@ def on_cuda(toy, monkeypatch):
 
     with ExitStack() as stack:
 
-        def build(name: str, **train) -> Step:
-            method = toy.method(name, **({"bank": "own"} if name == "sentaugment" else {}))
+        def build(name: str, *, number: int = 0, frozen: bool = False, options: dict | None = None, **train) -> Step:
+            """The step of stage `number`, of a method with those options; `frozen`: its network's encoder is held still."""
+            method = toy.method(name, **BANK.get(name, {}), **(options or {}))
             more = toy.given(type(method)) | {key: method.get_submodule(key) for key in method.others(method.config)}
             method = type(method)(method.config, method.network, toy.spec(), unlabelled_batch=method.unlabelled_batch, ema=0.9, **more)
             method = method.float().train()
+            if frozen:
+                method.network.encoder.requires_grad_(False)
             config = TrainConfig(lr=0.1, clip=1.0, **train)
-            batch, stage = toy.batch(method.asks(method.config)), method.stage(0, 100)
+            stage = method.stage(number, 100)
+            batch = toy.batch(stage.views or method.asks(method.config))
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             moved_to_cuda(method)
             moved = lambda t: torch.empty_like(t, device="cuda", dtype=torch.float32 if t.is_floating_point() else t.dtype)  # noqa: E731
@@ -89,6 +96,26 @@ def test_a_step_needs_nothing_of_the_host(on_cuda, nothing_from_the_host, name, 
     amp, optimizer = form
     step = on_cuda(name, amp=amp, optimizer=optimizer)
     step.body()  # makes the optimiser's state and the sums, as the trial steps before a capture do
+    with nothing_from_the_host():
+        step.body()
+    assert {total.device.type for total in step.sums.values()} == {"cuda"}
+
+
+def test_later_stages_are_all_listed(toy):
+    found = {name: kinds(toy.method(name, **BANK.get(name, {}))) for name in TRAINED}
+    assert sorted((name, k) for name, numbers in found.items() for k in numbers if k) == sorted(LATER)
+
+
+TEACHER = {"teacher_model": "toy"}
+STAGES = [(*case, None, False) for case in LATER] + [("simclrv2", k, TEACHER, False) for k in range(3)] + [("simclr", 1, None, True)]
+
+
+@pytest.mark.parametrize(("name", "number", "options", "frozen"), STAGES)
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_later_stages_need_nothing_of_the_host_either(on_cuda, nothing_from_the_host, name, number, options, frozen):
+    """With networks of other sizes, and averages of networks that a stage holds still."""
+    step = on_cuda(name, number=number, frozen=frozen, options=options, amp="off", optimizer="lars")
+    step.body()
     with nothing_from_the_host():
         step.body()
     assert {total.device.type for total in step.sums.values()} == {"cuda"}

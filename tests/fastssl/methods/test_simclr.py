@@ -204,6 +204,6 @@ def test_what_moves_nothing_is_one_warning(toy):
 def test_what_cannot_be_is_one_sentence(toy, monkeypatch):
     with pytest.raises(ConfigError, match="leave method.ctaugment false"):
         made(toy, "simclr", view="strong", ctaugment=True)
-    monkeypatch.setattr("fastssl.methods.simclr.probe_share", lambda encoder: 0.4)
+    monkeypatch.setattr("fastssl.methods.bricks.rounds.probe_share", lambda encoder: 0.4)
     with pytest.raises(ConfigError, match="simclr has stages of its own and cannot be tuned by lp_ft"):
         made(toy, "simclr")
