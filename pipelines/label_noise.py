@@ -75,8 +75,10 @@ def configured(data: Any, source: AnySource, draw: Callable[[AnySource], Split],
     if data.split is not None:
         raise ConfigError(f"{key} replaces labels, and --split says which there are; leave one of them out")
     if data.noisy_labels is not None:
-        split = by_file(data.noisy_labels, source, draw)
-        told = f"noisy labels: of {Path(data.noisy_labels).name}"
+        split, held = by_file(data.noisy_labels, source, draw)
+        told = f"noisy labels: of {Path(data.noisy_labels).name}" + (
+            f" ({held:,} of its rows are held out and keep the set's)" if held else ""
+        )
     else:
         split = by_chance(draw(source), source, share=data.label_noise, kind=data.label_noise_kind, seed=seed)
         told = f"noisy labels: {count_of(data.label_noise, len(split.labelled))} drawn anew ({data.label_noise_kind}, {data.label_noise:g})"
@@ -140,8 +142,9 @@ def alike(classes: tuple[str, ...]) -> np.ndarray:
     return (found + 1) % len(classes)
 
 
-def by_file(path: str | Path, source: AnySource, draw: Callable[[AnySource], Split]) -> Split:
-    """The split of a source whose labels are those of a CSV with the columns id,label; rows that it does not name keep theirs.
+def by_file(path: str | Path, source: AnySource, draw: Callable[[AnySource], Split]) -> tuple[Split, int]:
+    """The split of a source whose labels are those of a CSV with the columns id,label, and how many of its rows are held out for tests,
+    which keep the source's own labels as all do that it does not name.
 
     Who is labelled is drawn by these labels as it would be by the source's own, so that no truth decides it. A row whose label the source
     does not give becomes one that may be labelled.
@@ -158,7 +161,7 @@ def by_file(path: str | Path, source: AnySource, draw: Callable[[AnySource], Spl
             f"{len(strangers)} held-out {source.samples} of {source.name} have a label in {path} alone, which may be wrong ({strangers[0]} "
             "is one); give --test instead of --holdout"
         )
-    return _relabelled(split, split.label, source)
+    return _relabelled(split, split.label, source), int((named[split.test] >= 0).sum())
 
 
 def read(path: str | Path, source: AnySource) -> np.ndarray:

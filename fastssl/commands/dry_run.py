@@ -44,6 +44,7 @@ def describe(parts: Any, as_json: bool, *, quiet: bool = False) -> int:
         f"# estimate: {clock(measured.seconds)} for {train.stop_at or train.steps:,} steps, evaluation and saving left out "
         f"(median of {measured.steps_measured} measured steps: {measured.seconds_per_step:.4g} s{first})"
     )
-    foreseen = "" if measured.foreseen_bytes is None else f", with evaluation and all stages about {told(measured.foreseen_bytes)}"
+    whole = None if measured.foreseen_bytes is None else max(measured.foreseen_bytes, measured.memory_bytes)
+    foreseen = "" if whole is None else f", with evaluation and all stages about {told(whole)}"
     print(f"# estimate: {told(measured.memory_bytes)} {MEMORY[measured.memory]} in these steps{foreseen}")
     return 0

@@ -239,8 +239,11 @@ def resumed(args: argparse.Namespace) -> Any:
     from ..engine.run import resume
 
     saved = checkpoint.listed(folder / "checkpoints")
-    if saved and int(saved[-1].name[5:]) >= config.train.steps:
-        print(f"{folder} is finished ({config.train.steps} steps): nothing to do", file=sys.stderr)
+    at, told = int(saved[-1].name[5:]) if saved else 0, folder / "STATUS.json"
+    status = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+    ended = bool(saved) and status.get("state") == "finished" and status.get("step") == at  # a method may end before its steps do
+    if at >= config.train.steps or ended:
+        print(f"{folder} is finished ({at} steps): nothing to do", file=sys.stderr)
         if args.json:
             records = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             results = [r for r in map(json.loads, records) if r["event"] == "result"]

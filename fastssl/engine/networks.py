@@ -60,7 +60,11 @@ def others(
             continue
         wanted = dataclasses.replace(model, name=name, weights="random" if model.weights == "random" else None)
         if about is not None:
-            agree(keyword, name, models.describe(wanted), model.name, about, size)
+            try:
+                other = models.describe(wanted)
+            except ConfigError as error:
+                raise ConfigError(f"the {keyword}'s network: {error}") from None
+            agree(keyword, name, other, model.name, about, size)
             models.describe(wanted, size)  # which tries the network on that size
         found[keyword] = models.build(wanted, classes, size=size, report=report)
     return found

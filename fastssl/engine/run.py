@@ -193,7 +193,8 @@ class Run:
         saved = checkpoint.listed(self.folder / "checkpoints") if self.folder else []
         return (
             f"loss or gradient was not finite in {streak} steps running, up to step {self.done} (newest checkpoint: "
-            f"{saved[-1] if saved else 'none'}); train anew with another --out and a lower --lr, or --amp off"
+            f"{saved[-1] if saved else 'none'}); train anew with another --out and a lower --lr"
+            f"{'' if self.config.train.amp == 'off' else ', or --amp off'}"
         )
 
     def _judge(self) -> tuple[Judgement | None, Judgement | None]:
@@ -250,7 +251,8 @@ class Run:
             "together": dataclasses.asdict(ema) if ema and not averaged else None,
             "rounds": self.rounds.table(),
             **{k: self.last.get(k) for k in ("kept", "pseudo_accuracy", "pseudo_accuracy_all", "pseudo_bias", "foundation_agreement")},
-            "to_90_percent": reached(self.curve),
+            # Of a run whose stages are judged one by one, the curve is of several networks.
+            "to_90_percent": None if any(one["accuracy"] is not None for one in self.rounds.table()[:-1]) else reached(self.curve),
             "skipped": round(self.skipped),
             "peak_memory_bytes": memory.end(self),
             "split_hash": self.parts.split.hash,

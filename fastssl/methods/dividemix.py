@@ -187,8 +187,8 @@ class DivideMix(Method):
                 "as in the warm-up, until an epoch divides them"
             )
         had = set(split.label[split.weight > 0].tolist())
-        some = [set(part.label.tolist()) for part in parts if part is not None]
-        gone = sorted(had - set().union(*some)) if some else []
+        some = [set((split if part is None else part).label.tolist()) for part in parts]  # without a division it learns from all
+        gone = sorted(had - set().union(*some))
         if gone and not warned[1]:
             warned[1] = True
             names = listed([self.spec.classes[c] for c in gone])

@@ -150,12 +150,15 @@ class LabelPropagation(Method):
         if unreached:
             faults.append(
                 f"{unreached:,} of {spread + unreached:,} {what} weigh 0: {alone:,} are like no other (isolated in the graph), to "
-                f"{unreached - alone:,} no path leads from a labelled one"
+                f"{unreached - alone:,} no path leads from a labelled one within {self.config.iterations} iterations; raise "
+                "method.neighbours or method.iterations, or lower method.power"
             )
         empty = torch.bincount(given[known], minlength=self.spec.num_classes) == 0
         if empty.any():
             names = [name for name, none in zip(self.spec.classes, empty.tolist(), strict=True) if none]
             faults.append(f"no {self.spec.kind} is labelled {listed(names)}, so that none becomes it")
+        if self.config.neighbours >= self.spec.rows:
+            faults.append(f"method.neighbours={self.config.neighbours} joins every {self.spec.kind} to every other; give fewer")
         if k == 1 and not new.any():
             faults.append(f"every {self.spec.kind} has a label, so that there is none to label")
         if faults:
@@ -185,7 +188,7 @@ class LabelPropagation(Method):
         supervised, unsupervised = rows.sum() / count, guessed.sum() / count
         total = supervised + unsupervised
         metrics: dict[str, Any] = {"loss_labelled": supervised.detach(), "loss_unlabelled": unsupervised.detach()}
-        metrics |= pseudo_label_quality(label, omega, batch.hidden_label, self.spec.num_classes)
+        metrics |= pseudo_label_quality(torch.where(omega > 0, label, -1), omega, batch.hidden_label, self.spec.num_classes)
         if self.config.consistency:
             target = torch.cat([labelled[1].logits, unlabelled[0].logits])
             agreement = consistency_loss(torch.cat([student, other]), target, kind="mse").mean()

@@ -14,6 +14,7 @@ from ..kernels import cross_entropy, pseudo_label_loss
 from ..models import Network, Output, Report
 from ..pipelines import keyed
 from ..pipelines.batch import Batch, DataSpec, Views
+from ..pipelines.errors import ConfigError
 from ..schedules import Clock
 from .base import Averaged, Method, Stage, Terms, Updater
 from .bricks import noise
@@ -128,6 +129,11 @@ class MetaPseudoLabels(Method):
         if teacher is None:
             raise ValueError("meta_pseudo_labels trains two networks, and was given no teacher; pass another Network as teacher=")
         refuse_probe("meta_pseudo_labels", network)
+        if config.wait_share + config.warmup_share > 1:
+            raise ConfigError(
+                f"method.wait_share {config.wait_share} and method.warmup_share {config.warmup_share} leave the student no step at its "
+                "full rate; give at most 1 in all"
+            )
         self.teacher = teacher
         self.register_buffer("baseline", torch.zeros(()))
         self.finetuning = False
@@ -139,7 +145,7 @@ class MetaPseudoLabels(Method):
         return {"teacher": config.teacher_model}
 
     def stage(self, k: int, steps: int) -> Stage | None:
-        last = min(round(self.config.finetune_share * steps), steps - 1)
+        last = min(round(self.config.finetune_share * steps), steps - 1)  # no step in a short run: 1/300 of it would be none
         stages = [Stage(steps - last, name="meta", parts=(("network",), ("teacher",)))]
         if last:
             rate = self.config.finetune_rate

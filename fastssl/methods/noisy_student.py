@@ -240,5 +240,5 @@ class NoisyStudent(Method):
         unsupervised = rows.mean()
         rho = len(weight) / len(batch.label) if self.config.lambda_u is None else self.config.lambda_u
         metrics |= {"loss_unlabelled": unsupervised.detach()}
-        metrics |= pseudo_label_quality(label, weight, batch.hidden_label, classes)
+        metrics |= pseudo_label_quality(torch.where(weight > 0, label, -1), weight, batch.hidden_label, classes)
         return Terms(supervised + rho * unsupervised, metrics)

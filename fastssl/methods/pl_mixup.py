@@ -140,7 +140,9 @@ class PLMixup(Method):
         )
         total = supervised + unsupervised
         metrics: dict[str, Any] = {"loss_labelled": supervised.detach(), "loss_unlabelled": unsupervised.detach()}
-        metrics |= pseudo_label_quality(s.argmax(1), there.to(torch.float32), batch.hidden_label, self.spec.num_classes)
+        metrics |= pseudo_label_quality(
+            torch.where(there, s.argmax(1), -1), there.to(torch.float32), batch.hidden_label, self.spec.num_classes
+        )
         if self.config.lambda_prior:
             prior = uniformity(logits)
             total, metrics["loss_prior"] = total + self.config.lambda_prior * prior, prior.detach()

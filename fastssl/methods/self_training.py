@@ -210,7 +210,7 @@ class SelfTraining(Method):
         ratio = (means[0] / means[1].clamp(min=LEAST_MEAN)).to(rows.dtype)
         a = self.config.alpha
         metrics |= {"loss_unlabelled": given.detach(), "loss_ratio": ratio}
-        metrics |= pseudo_label_quality(label, weight, batch.hidden_label, self.spec.num_classes)
+        metrics |= pseudo_label_quality(torch.where(weight > 0, label, -1), weight, batch.hidden_label, self.spec.num_classes)
         memory = {"means": means, "begun": self.begun | (weight.sum() > 0)}
         return Terms((own + a * ratio * given) / (1 + a), metrics, memory)
 

@@ -152,7 +152,8 @@ class SimCLR(Method):
         trains = any(p.requires_grad for p in self.get_submodule(self.learner).encoder.parameters())
         idle = not trains and not self.shared_layers()
         warned = f"{self.called}: no weight of the encoder trains, so that contrast moves nothing that is kept; take another --tune"
-        return said, [warned] if idle else []
+        judged = f"{self.called}: no stage trains the classifier, whose accuracy says nothing; hand the encoder on by fastssl export"
+        return said, [warned] * idle + [judged] * (c.fine_tune_share == 0)
 
     @torch.no_grad()
     def _classify(self) -> tuple[str, list[str]]:

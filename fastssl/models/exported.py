@@ -106,6 +106,9 @@ def write(exported: Exported, description: Path, about: dict[str, Any]) -> None:
         try:
             state = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
             save_file(state, temporary, metadata={"format": "pt", "fastssl": json.dumps(about)})
+            mask = os.umask(0)  # Rust's writer makes a file that its owner alone may read
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
             os.replace(temporary, path)
         except SafetensorError as error:  # Rust's writer has no OSError
             if "os error 28" not in str(error):

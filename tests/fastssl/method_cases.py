@@ -178,3 +178,15 @@ LATER = [
     ("sentaugment", 1),
     ("zeromatch", 1),
 ]
+
+# Runs of 16 steps in several stages: method -> (kinds of stages, options).
+ROUNDS = {
+    "self_training": (2, ["rounds=2", "threshold=0.1", "joint=rotation", "keep=true"]),
+    "noisy_student": (2, ["rounds=2", "threshold=0.1", "teacher_model=wrn-10-1", "allow_smaller=true"]),
+    "pl_mixup": (2, ["every=4"]),
+    "label_propagation": (2, ["every=4", "neighbours=5", "consistency=1"]),
+    "meta_pseudo_labels": (2, ["threshold=0.0", "finetune_share=0.3", "wait_share=0.1"]),
+    "dividemix": (4, ["every=2", "warmup_share=0.2"]),
+    "simclr": (2, []),
+    "simclrv2": (3, ["teacher_model=wrn-10-2"]),
+}

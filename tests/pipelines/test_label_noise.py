@@ -159,7 +159,8 @@ def test_lines_that_do_not_fit_are_listed_together(file):
 def test_held_out_rows_are_judged_by_the_truth(file):
     source = made(rows=40, test=0)
     text = "id,label\n" + "".join(f"{name},ant\n" if i % 4 == 1 and i < 20 else "" for i, name in enumerate(source.ids))
-    split = label_noise.by_file(file(text), source, lambda s: drawn(s, holdout=0.25))
+    split, held = label_noise.by_file(file(text), source, lambda s: drawn(s, holdout=0.25))
+    assert held == sum(row % 4 == 1 and row < 20 for row in split.test) > 0
     assert len(split.test) and split.hash == split_file.split_hash(
         source, split.labelled, split.label, split.weight, split.unlabelled, split.test
     )

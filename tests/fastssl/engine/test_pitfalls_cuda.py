@@ -9,7 +9,7 @@ from fastssl.engine import modes
 from fastssl.engine.assemble import assemble
 from fastssl.engine.run import Run
 from fastssl.models import fp8
-from tests.fastssl.method_cases import TRAINED
+from tests.fastssl.method_cases import ROUNDS, TRAINED
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 STEPS = 20
@@ -48,6 +48,22 @@ def test_captured_steps_equal_compiled_ones_bit_for_bit(steps, deterministic, na
             step()
     for a, b in zip(steps.everything(compiled), steps.everything(captured), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("name", ROUNDS)
+def test_whole_runs_in_stages_captured_equal_compiled_ones_bit_for_bit(name):
+    """Every kind of stage, each captured in the memory of the first; stages that come back replay what they had."""
+    kinds, options = ROUNDS[name]
+    words = [*RUN[:-1], "16", "--method", name, "--model", "wrn-10-1", "--deterministic", "--set", "train.ema=0.9"]
+    words += [word for option in options for word in ("--set", f"method.{option}")]
+    runs = {}
+    for mode in ("compile", "graph"):
+        runs[mode] = Run(assemble(configure(parser().parse_args([*words, "--step-mode", mode]))), None, quiet=True)
+        runs[mode].train()
+        assert [step.mode for step in runs[mode].rounds.made.values()] == [mode] * kinds
+    compiled, captured = (run.method.state_dict() for run in runs.values())
+    assert [key for key in compiled if not torch.equal(compiled[key], captured[key])] == []
 
 
 @pytest.mark.compiler

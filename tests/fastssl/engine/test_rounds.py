@@ -99,7 +99,10 @@ def test_a_run_may_end_early_and_has_finished_then(run):
     folder, result = run("early", "--set", "method.ends=3")
     assert result["steps"] == 8 and [row["name"] for row in result["rounds"]] == ["begin", "network", "second"]
     assert result["accuracy"] is not None and json.loads((folder / "STATUS.json").read_text())["state"] == "finished"
+    before = (folder / "metrics.jsonl").read_bytes()
     _, again = run("early", resume=True)
+    assert (folder / "metrics.jsonl").read_bytes() == before, "nothing is judged anew"
+    assert result["to_90_percent"] is None, "the curve is of several networks"
     assert again["steps"] == 8 and again["accuracy"] == result["accuracy"]
     assert main(["eval", str(folder)]) == 0
 

@@ -19,7 +19,6 @@ from fastssl.engine.step import Step
 from fastssl.schedules import Clock
 from tests.fastssl.method_cases import LATER, TRAINED, crossed, kinds
 
-
 BANK = {"sentaugment": {"bank": "own"}}
 
 

@@ -34,8 +34,8 @@ def looking(m, split=SPLIT, *, easy=None, lost=(), spoil=()):
         with torch.no_grad():
             out = network(IMAGES[index])
         network.train(kept)
-        if easy is not None:
-            side = NAMES[0] if network is m.network else NAMES[1]
+        side = NAMES[0] if network is m.network else NAMES[1]
+        if side in (easy or {}):
             gain = torch.where(torch.isin(index, torch.tensor(easy[side])), 6.0, -6.0)
             out = Output(0.1 * out.logits + gain[:, None] * torch.nn.functional.one_hot(given[index], CLASSES), out.features)
         out = Output(*(torch.where(torch.isin(index, torch.tensor(spoil))[:, None], torch.nan, t) for t in out)) if len(spoil) else out

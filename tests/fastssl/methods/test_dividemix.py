@@ -168,6 +168,17 @@ def test_without_noise_samples_that_have_no_label_are_guessed(toy):
     assert m.split_of(SPLIT).unlabelled.tolist() == list(range(30, 36)) and (m.split_of(SPLIT).weight == 1).all()
 
 
+def test_a_class_that_one_network_learns_from_all_labels_has_not_vanished(toy):
+    m = made(toy)
+    easy = [row for row in range(30) if row % CLASSES != 2]
+    with torch.no_grad():
+        for p in m.second.parameters():
+            p.zero_()
+    warnings = m.prepare(2, looking(m, dataclasses.replace(SPLIT, unlabelled=KNOWN), easy={"network": easy})).warnings
+    assert len(warnings) == 1 and "for the first network, so that it learns from all labels" in warnings[0]
+    assert sum(name.startswith("warm_up") for name in (m.stage(2, 60).name, m.stage(3, 60).name)) == 1
+
+
 def test_a_class_without_clean_labels_is_one_warning(toy):
     m = made(toy)
     easy = [row for row in range(30) if row % CLASSES != 2 and row < 25]

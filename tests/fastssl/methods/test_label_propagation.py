@@ -214,22 +214,28 @@ def test_isolated_points_weigh_nothing_and_are_one_warning(toy):
     assert alone.metrics["loss_unlabelled"] == 0 == alone.metrics["kept"] and torch.isfinite(alone.total)
 
 
-@pytest.mark.parametrize("case", ["a class without a label", "no label counts", "no number at all", "one sample"])
+@pytest.mark.parametrize(
+    "case", ["a class without a label", "no label counts", "no number at all", "one sample", "every neighbour", "one iteration"]
+)
 def test_what_can_go_wrong_is_one_warning_and_never_nan(toy, case):
-    m, how = made(toy), {}
+    m, how = made(toy, **{"every neighbour": {"neighbours": ROWS}, "one iteration": {"iterations": 1}}.get(case, {})), {}
     if case == "a class without a label":
         how["split"] = dataclasses.replace(SPLIT, weight=np.where(LABEL == 3, 0, WEIGHTS).astype(np.float32))
     elif case == "no label counts":
         how["split"] = dataclasses.replace(SPLIT, weight=np.zeros(9, np.float32))
     elif case == "no number at all":
         how["features"] = torch.full((ROWS, 6), torch.nan, dtype=torch.float64)
-    else:
+    elif case == "one sample":
         how["lost"] = tuple(range(1, ROWS))
     said = prepared(m, **how)
     assert len(said.warnings) == 1 and m.table.omega.isfinite().all() and m.table.zeta.isfinite().all()
     if case == "a class without a label":
         assert "no image is labelled d, so that none becomes it" in said.warnings[0] and not (m.table.label == 3).any()
         assert m.table.zeta[3] == pytest.approx(38 / 5), "no class weighs infinitely"
+    elif case == "every neighbour":
+        assert said.warnings == [f"label_propagation: method.neighbours={ROWS} joins every image to every other; give fewer"]
+    elif case == "one iteration":
+        assert "no path leads from a labelled one within 1 iterations; raise method.neighbours or" in said.warnings[0]
     else:
         (unlabelled,) = torch.where(torch.isin(torch.arange(ROWS), torch.from_numpy(LABELLED), invert=True))
         assert not m.table.omega[unlabelled].any()

@@ -180,6 +180,11 @@ def test_mixed_images_are_labelled_by_the_teacher(toy):
     assert torch.equal(weak, b.unlabelled[0]) and torch.equal(teacher, student) and not torch.equal(student, b.unlabelled[1])
 
 
+def test_a_student_that_never_reaches_its_rate_is_refused(toy):
+    with pytest.raises(ConfigError, match="leave the student no step at its full rate"):
+        toy.method(NAME, wait_share=0.5, warmup_share=0.6)
+
+
 def test_fine_tuning_starts_from_the_average_and_uses_labels_alone(toy):
     m = toy.method(NAME, ema=0.9, finetune_share=0.25, finetune_rate=0.5).train()
     first, last, none = (m.stage(k, 40) for k in range(3))

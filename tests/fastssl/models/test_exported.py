@@ -143,6 +143,7 @@ def test_the_file_says_what_it_is(tmp_path):
         meta = file.metadata()
     assert meta["format"] == "pt" and json.loads(meta["fastssl"]) == json.loads((tmp_path / "net.json").read_text())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.json", "net.safetensors"]
+    assert len({p.stat().st_mode for p in tmp_path.iterdir()}) == 1, "who may read the one may read the other"
 
 
 def test_what_is_no_export_of_ours_is_refused(tmp_path):
