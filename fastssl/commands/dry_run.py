@@ -13,6 +13,7 @@ def describe(parts: Any, as_json: bool, *, quiet: bool = False) -> int:
     """Prints to stdout, as YAML with comments that --config takes, or as one JSON object. Nothing is written."""
     import yaml
 
+    from ..engine.announce import remembered
     from ..engine.assemble import trained_parameters
     from ..engine.estimate import TIMED, WARM, estimate
     from ..engine.memory import told
@@ -34,7 +35,7 @@ def describe(parts: Any, as_json: bool, *, quiet: bool = False) -> int:
     more = f" ({extra} of them extra)" if extra else ""
     print(f"# {len(split.labelled)} labelled, {len(split.unlabelled)} unlabelled{more}, {len(split.test)} test {parts.source.samples}")
     print(f"# {trained:,} trained weights on {parts.device}")
-    for note in [*parts.notes, *(f"warning: {text}" for text in parts.warnings)]:
+    for note in [*parts.notes, *(f"warning: {text}" for text in (*parts.warnings, *remembered(parts)))]:
         print(f"# {note}")
     if not measured.stages:
         print("# nothing trains: there is no step to measure")
