@@ -46,6 +46,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "layermatch_outputs": ("layermatch", {**FEW, "averaging": "outputs"}),
     "self_training": ("self_training", {"threshold": 0.0, "loss": "zoph", "joint": "rotation"}),
     "noisy_student": ("noisy_student", {"threshold": 0.0}),
+    "dividemix_first": ("dividemix", {}),
+    "simclr_contrast": ("simclr", {}),
     "sentaugment": ("sentaugment", {"bank": "own", "retrieved": 50}),
     "simclrv2": ("simclrv2", {"fine_tune_from": 0}),  # the recipe names a linear head
     "zeromatch_distil": ("zeromatch", {"inner_options": "threshold=0.3"}),
@@ -53,6 +55,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "pl_feature": ("pl_feature", {"inner_options": "threshold=0.3"}),
 }
 BY_TRANSFORMER = ("finessl", "semikd")  # the others train a wide residual network
+
+
+# case -> its stage, where it is not the first of the last kind
+STAGE = {"zeromatch_distil": 0, "simclr_contrast": 0, "meta_pseudo_labels": 0, "dividemix_first": 2}
+
+
+def last_kind(run: Run) -> int:
+    """Number of the first stage of a kind after which no further kind comes."""
+    found, k = {}, 0
+    while (stage := run.method.stage(k, run.total)) is not None:
+        found.setdefault(stage.kind, k)
+        k += 1
+    return max(found.values())
 
 
 class Registry(Bench):
@@ -85,10 +100,12 @@ class Registry(Bench):
         plain = {key: value for key, value in recipe.items() if not key.startswith("method.")} | {"method.name": name}
         small = {**VIT, "model.weights": "random", "data.resize": 36} if transformer else {}
         run = our_run(name, plain, self.folder, str(self.device), {**SMALL, **small, **given})
-        if name in ("sentaugment", "self_training", "noisy_student"):  # the student's stage, whose samples are chosen before it
-            for k in (0, 1):
-                look.prepare(run, k)
-            run.set_up(run.method.stage(1, run.total))
+        number = STAGE.get(method, last_kind(run))
+        torch.manual_seed(0)  # as a run begins; heads may be drawn anew between stages
+        for k in range(number + 1 if number else 0):  # a later stage's samples are chosen before it
+            look.prepare(run, k)
+        if number:
+            run.set_up(run.method.stage(number, run.total))
         self.made = [*self.made[-1:], run]
         return run
 

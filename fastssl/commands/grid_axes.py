@@ -71,7 +71,7 @@ def values(text: str, place: str) -> list[str]:
         raise ConfigError(f"{place} has brackets that do not match in '{text}'; write a value that holds commas as [a,b]")
     parts = [part.strip() for part in parts]
     if len(parts) > 1 and "" in parts:
-        raise ConfigError(f"{place} has an empty value between the commas of '{text}'; write none for no value")
+        raise ConfigError(f"{place} has an empty value between the commas of '{text}'; write none for no value, or [] for an empty text")
     return distinct([part[1:-1] if part.startswith("[") and part.endswith("]") else part for part in parts], place)
 
 

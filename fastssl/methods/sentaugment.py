@@ -20,6 +20,7 @@ from .base import Method, Stage, Terms
 from .bricks.neighbours import SEARCHES, installed, neighbours, unit
 from .bricks.options import MethodOptions
 from .bricks.quality import pseudo_label_quality
+from .bricks.rounds import listed
 from .bricks.selection import surest
 from .bricks.start import Start
 from .bricks.targets import Targets
@@ -176,8 +177,7 @@ class SentAugment(Method):
         names = self.spec.classes
         short = [f"{names[c]} {counts[c]} of {quota[c]}" for c in np.flatnonzero(counts < quota)]
         if short:
-            named = ", ".join(short[:10]) + (", ..." if len(short) > 10 else "")
-            report.notes.append(f"sentaugment: {len(short)} of {len(names)} classes have fewer than their share: {named}")
+            report.notes.append(f"sentaugment: {len(short)} of {len(names)} classes have fewer than their share: {listed(short)}")
         if not counts.sum():
             report.warnings.append("sentaugment: none of the retrieved is kept, so that the student has the labels alone")
 

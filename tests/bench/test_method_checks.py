@@ -31,9 +31,9 @@ def test_every_method_that_trains_has_a_case():
 @pytest.mark.parametrize("case", CASES)
 def test_each_case_runs_and_repeats_itself(bench, case):
     assert "moved them" in method_checks.captured_equals_eager(bench, case)
-    stages = {"simclr": "contrast", "simclrv2": "contrast", "zeromatch_distil": "distil", "zeromatch": "semi_supervised"}
-    stages |= dict.fromkeys(("self_training", "noisy_student"), "student") | dict.fromkeys(("pl_mixup", "label_propagation"), "labels")
-    stages |= {"meta_pseudo_labels": "meta", "dividemix": "warm_up_first"}
+    stages = {"simclr_contrast": "contrast", "simclr": "fine_tune", "simclrv2": "distil", "meta_pseudo_labels": "meta"}
+    stages |= {"zeromatch_distil": "distil", "zeromatch": "semi_supervised", "dividemix_first": "epoch_first", "dividemix": "epoch_second"}
+    stages |= dict.fromkeys(("self_training", "noisy_student"), "student")
     assert bench.made[0].stage.name == stages.get(case, "train")
     remembers = {"flexmatch": "learned", "freematch": "confidence", "softmatch": "variance", "semikd": "portion", "debiaspl": "marginal"}
     if case in remembers:

@@ -24,7 +24,15 @@ def test_seeds_are_numbers_and_ranges():
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [("1", ["1"]), ("1,2", ["1", "2"]), ("[a,b],c", ["a,b", "c"]), ("[[1,2]]", ["[1,2]"]), ("x[1,2]y, z", ["x[1,2]y", "z"]), ("", [""])],
+    [
+        ("1", ["1"]),
+        ("1,2", ["1", "2"]),
+        ("[a,b],c", ["a,b", "c"]),
+        ("[[1,2]]", ["[1,2]"]),
+        ("x[1,2]y, z", ["x[1,2]y", "z"]),
+        ("", [""]),
+        ("[],a", ["", "a"]),
+    ],
 )
 def test_commas_divide_values_and_brackets_hold_them_together(text, found):
     assert grid_axes.values(text, "--set a.b") == found

@@ -142,7 +142,7 @@ def test_the_bank_teaches_what_it_held_at_the_passs_beginning(toy):
     with torch.no_grad():
         wanted = m.network(b.unlabelled[0]).logits.softmax(1)
     torch.testing.assert_close(m.bank.s_next[[11, 13, 10]], wanted[[1, 3, 4]])
-    m.prepare(2, None or looking(m))
+    m.prepare(2, looking(m))
     torch.testing.assert_close(m.bank.s[[11, 13, 10]], wanted[[1, 3, 4]])
     at = torch.from_numpy(LABELLED[WEIGHTS > 0])
     assert torch.equal(m.bank.s[at], start[at]) and m.bank.s[at].max(1).values.tolist() == [1.0] * 4
