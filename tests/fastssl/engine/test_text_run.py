@@ -94,9 +94,12 @@ def test_a_form_that_comes_up_later_is_recorded_then(texts, steps, monkeypatch):
     run.pipeline.capturable = True
     run.method.train()
     steps.captured(run.step)
-    run.step.run.recordings.pop(run.pipeline.forms[-1])
+    late, renewed = run.pipeline.forms[-1], []
+    run.step.run.recordings.pop(late)
+    run.step.run.renew = lambda: renewed.append(run.pipeline.form)
     for _ in range(20):
         run.step()
+    assert renewed == [late], "its functions are compiled anew: another stage may have taken them"
     assert run.pipeline.forms[-1] in run.step.run.recordings and run.pipeline.draws == 20
 
 
