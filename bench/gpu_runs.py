@@ -33,7 +33,9 @@ def flags(description: str | None, runs: str) -> argparse.ArgumentParser:
     parser.add_argument("--amp", default="bf16", choices=("off", "bf16", "fp16"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="any other option of the runs")
-    parser.add_argument("--seconds", type=float, default=540, help="after which the run at work is saved")
+    parser.add_argument(
+        "--seconds", type=float, default=540, help=f"after which the run at work is saved; none begins with less than {RESERVE:.0f} left"
+    )
     parser.add_argument("--runs", type=Path, default=Path(runs), help="where the runs lie")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "bench/results")), help="folder of the table")
     parser.add_argument("--commit", default="not given", help="of the code that is trained")

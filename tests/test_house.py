@@ -23,7 +23,7 @@ FLOORS = (
     ("fastssl.kernels",),
     ("fastssl.pipelines",),
     ("fastssl.sections",),
-    ("fastssl.config", "fastssl.schedules", "fastssl.distributed", "fastssl.environment"),
+    ("fastssl.config", "fastssl.averages", "fastssl.schedules", "fastssl.distributed", "fastssl.environment"),
     ("fastssl.models",),
     ("fastssl.methods",),
     ("fastssl.engine",),

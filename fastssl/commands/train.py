@@ -133,7 +133,9 @@ def configure(args: argparse.Namespace) -> RunConfig:
         lowest = (f"preset {preset.name}", presets.layer(preset, name))
     else:
         model, data, weights = (chosen.get(key) for key in ("model.name", "data.name", "model.weights"))
-        lowest = ("preset", presets.defaults(name, model=model, data=data, weights=weights))
+        asked = str(chosen.get("train.steps", ""))
+        steps = int(asked) if asked.isdigit() else None  # what is no number is refused below
+        lowest = ("preset", presets.defaults(name, model=model, data=data, weights=weights, steps=steps))
     layers = [lowest, (args.config or "file", file), ("the command line", given)]
     if chosen.get("data.labels") not in UNSET:
         layers[0] = (lowest[0], without_selectors(lowest[1]))  # the user's own labels.csv: all of it, unless a number is asked for

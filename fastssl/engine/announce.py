@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..averages import LEAST, fitting, lags
 from ..environment import compiler, mend_build_tools
+from ..methods.bricks.start import Start
+from ..models import Network
+from .memory import stages
 from .update import trainable
-
-LEAST, LEFT = 100, 0.1  # steps of a run whose figures are believed; share of the start in what it is judged by that is too much
 
 
 def announce(run: Any) -> None:
@@ -30,35 +33,45 @@ def announce(run: Any) -> None:
 
 
 def remembered(parts: Any) -> list[str]:
-    """Warnings of what moves so slowly that a run of so many steps is judged on its start. Runs of less than LEAST steps are trials."""
-    steps, ema = parts.config.train.steps, parts.config.train.ema
-    if steps < LEAST:
+    """Warnings of what moves so slowly that a run of so many steps is judged on its start."""
+    method, ema = parts.method, parts.config.train.ema
+    steps = lasting(method, parts.config.train.steps)
+    if parts.config.train.steps < LEAST or not steps:
         return []
     found = []
-    if ema and (left := ema**steps) > LEFT:
+    steady = not any(callable(one.decay) for one in method.averages())  # a decay that grows with the steps has let go of its start soon
+    if ema and steady and lags(ema, steps):
         found.append(
-            f"the averaged network, which is judged, is {left:.0%} its start after {steps:,} steps at --ema {ema:g}; give --ema "
+            f"the averaged network, which is judged, is {ema**steps:.0%} its start after {steps:,} steps at --ema {ema:g}; give --ema "
             f"{fitting(steps):g} or more steps"
         )
     slow = [
         layer.momentum
-        for layer in parts.method.network.modules()
+        for layer in method.network.modules()
         if isinstance(layer, nn.modules.batchnorm._BatchNorm)
         and layer.momentum is not None
         and layer.track_running_stats
         and any(p.requires_grad for p in layer.parameters())
     ]
-    if slow and (left := (1 - min(slow)) ** steps) > LEFT:
+    if slow and lags(1 - min(slow), steps):
         found.append(
-            f"batch-norm's running statistics, by which networks are judged, are {left:.0%} their start after {steps:,} steps at "
-            f"{min(slow):g} a step; give --set model.batchnorm_momentum=0.1 or more steps"
+            f"batch-norm's running statistics, by which networks are judged, are {(1 - min(slow)) ** steps:.0%} their start after "
+            f"{steps:,} steps at {min(slow):g} a step; give --set model.batchnorm_momentum={1 - fitting(steps):.2g} or more steps"
         )
     return found
 
 
-def fitting(steps: int) -> float:
-    """An average's decay that remembers a twentieth of a run, in round figures."""
-    return next(decay for decay in (0.999, 0.998, 0.995, 0.99, 0.98, 0.95) if decay == 0.95 or 1 / (1 - decay) <= steps / 20)
+def lasting(method: Any, steps: int) -> int:
+    """Fewest steps that a network of a run goes on for from one start; 0 where nothing trains."""
+    found = list(stages(method, steps))
+    if found and any(isinstance(module, Start) for module in method.modules()):
+        return found[-1].steps  # network and average begin anew with a stage
+    each: Counter[str] = Counter()
+    for stage in found:
+        for name in stage.networks or ("network",):
+            if isinstance(method.get_submodule(name), Network):
+                each[name] += stage.steps
+    return min(each.values(), default=0)
 
 
 def trained(run: Any) -> str:

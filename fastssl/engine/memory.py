@@ -138,7 +138,8 @@ def begin(run: Any) -> Memory | None:
     device = run.parts.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    states = [state for one in each_of(run.update) for state in one.optimizer.state.values()]
+    updates = [one for step in run.rounds.made.values() for one in each_of(step.update)]
+    states = [state for one in updates for state in one.optimizer.state.values()]
     optimizer = [value for state in states for value in state.values() if isinstance(value, Tensor)]
     try:
         found = foresee(

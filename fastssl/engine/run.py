@@ -62,8 +62,8 @@ class Run:
         self.rounds = Rounds(self)
         with listening(folder) as early:
             self.set_up(self.method.stage(0, self.total))  # first: where it refuses the configuration no run is made or replaced
-        if folder is not None and not resume:
-            directory.create(folder, parts, overwrite=overwrite)
+            if folder is not None and not resume:
+                directory.create(folder, parts, overwrite=overwrite)
         self.lock = directory.take_lock(folder) if folder is not None else None
         self.reporter = Reporter(folder, self.total, quiet=quiet)
         for text in early:

@@ -157,7 +157,7 @@ class LabelPropagation(Method):
         if empty.any():
             names = [name for name, none in zip(self.spec.classes, empty.tolist(), strict=True) if none]
             faults.append(f"no {self.spec.kind} is labelled {listed(names)}, so that none becomes it")
-        if self.config.neighbours >= self.spec.rows:
+        if self.config.neighbours >= len(known) - 1:
             faults.append(f"method.neighbours={self.config.neighbours} joins every {self.spec.kind} to every other; give fewer")
         if k == 1 and not new.any():
             faults.append(f"every {self.spec.kind} has a label, so that there is none to label")

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..averages import LEAST, fitting, lags
+
+OF_WRN = 0.001  # a wide residual network's own share of a batch in its running statistics (models/wrn.py)
+# Into how many stages a run's steps are divided, each from a start of its own or by a network of its own.
+STRETCHES = {"self_training": 4, "noisy_student": 4, "dividemix": 2, "simclrv2": 3}
 OF_TEXTS: dict[str, dict[str, Any]] = {
     "adamatch": {"method.align_memory": "ema", "method.align_decay": 0.97},
     "freematch": {"method.momentum": 0.97},
@@ -29,13 +34,34 @@ OF_TEXTS: dict[str, dict[str, Any]] = {
 }
 
 
-def defaults(method: str, *, model: str | None = None, data: str | None = None, weights: str | None = None) -> dict[str, Any]:
+def defaults(
+    method: str, *, model: str | None = None, data: str | None = None, weights: str | None = None, steps: int | None = None
+) -> dict[str, Any]:
     """The preset layer of `fastssl train`.
 
     Args:
-        method: a known method's name. model, data, weights: as the user gave them, or None.
+        method: a known method's name. model, data, weights, steps: as the user gave them, or None.
     """
-    model = model or "glyph_clip"
+    values = recipe(method, model or "glyph_clip", data, weights)
+    return values if steps is None else values | shortened(values, method, model or "glyph_clip", steps)
+
+
+def shortened(values: dict[str, Any], method: str, model: str, steps: int) -> dict[str, Any]:
+    """What a recipe takes in a run of so many steps where its own averages, or a wide residual network's own batch-norm statistics, would
+    still be their start at the end."""
+    if steps < LEAST:
+        return {}
+    found: dict[str, Any] = {}
+    steps //= STRETCHES.get(method, 1)
+    if lags(values.get("train.ema", 0.0), steps):
+        found["train.ema"] = fitting(steps)
+    if model.startswith("wrn-") and lags(1 - values.get("model.batchnorm_momentum", OF_WRN), steps):
+        found["model.batchnorm_momentum"] = round(1 - fitting(steps), 6)
+    return found
+
+
+def recipe(method: str, model: str, data: str | None, weights: str | None) -> dict[str, Any]:
+    """The recipe by itself, for as many steps as it has."""
     values = {**general(method), **({"data.labels_per_class": 4} if data in (None, "digits") else {})}
     if method == "zero_shot":
         # Rows of the joint space's texts, not normalised: the largest logit is exactly that of the image-text model.

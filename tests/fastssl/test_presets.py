@@ -200,6 +200,19 @@ def test_the_plain_commands_settings_are_as_they_were():
     }
 
 
+def test_a_shorter_run_averages_over_less():
+    """What moves by a thousandth a step would still be its start after some hundred: a plain command's averages follow its steps."""
+    asked = {"model": "wrn-28-2", "data": "photos"}
+    for steps, decay in ((1000, 0.99), (300, 0.98), (120, 0.95)):
+        found = defaults("fixmatch", **asked, steps=steps)
+        assert found["train.ema"] == decay and found["model.batchnorm_momentum"] == pytest.approx(1 - decay)
+        assert 0 < decay**steps < 0.01
+    for steps in (50, 3000, 20_000):  # a trial; long enough
+        assert defaults("fixmatch", **asked, steps=steps) == defaults("fixmatch", **asked)
+    assert "model.batchnorm_momentum" not in defaults("fixmatch", model="preact-resnet-18", data="photos", steps=300)
+    assert defaults("fixmatch", model="wrn-28-2", steps=300) == defaults("fixmatch", model="wrn-28-2"), "digits have it in their recipe"
+
+
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_a_plain_command_on_texts_fits_every_method(name):
     kind = methods.find(name)

@@ -21,7 +21,7 @@ class PassOptions(MethodOptions):
     )
     every: int = option(
         0,
-        "steps of a pass, before each of which pseudo-labels are made anew; 0: as many as visit the unlabelled samples once",
+        "steps of a pass, before each of which pseudo-labels change; 0: as many as visit the unlabelled samples once",
         source="paper: an epoch",
         least=0,
     )
