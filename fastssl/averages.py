@@ -13,5 +13,6 @@ def lags(decay: float, steps: int) -> bool:
 
 
 def fitting(steps: int) -> float:
-    """The slowest of some round decays whose mean looks back over a sixth of so many steps at most."""
+    """The slowest of DECAYS whose mean looks back over a sixth of so many steps at most; the fastest where none does. The sixth is ours: at
+    300 steps it gives the 0.98 that plain commands on digits have."""
     return next((decay for decay in DECAYS if 1 / (1 - decay) <= steps / 6 + 1e-6), DECAYS[-1])

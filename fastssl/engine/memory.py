@@ -75,7 +75,8 @@ class Memory:
 def foresee(
     method: Method, train: TrainConfig, *, views: Views, image: tuple[int, ...], rows: int, tested: int = EVALUATED, held: int = 0
 ) -> Memory:
-    """The peak of a run's most demanding stage, by following its networks with tensors that have shapes and no values.
+    """The peak of a run's most demanding stage, with the optimisers of those before it, by following its networks with tensors that have
+    shapes and no values.
 
     Args:
         method: on its device, which tells what is held already. It is left in its first stage.

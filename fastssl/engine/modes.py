@@ -24,7 +24,7 @@ from .capture import Captured
 from .putback import put_back
 
 _COPIES = itertools.count()
-SHAPES = 64
+SHAPES = 64  # forms of a compiled function, see compile_method
 MODES = ("eager", "compile", "graph")
 log = logging.getLogger("fastssl")
 
